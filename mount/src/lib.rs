@@ -1,0 +1,1 @@
+//! FUSE mount of dfs.

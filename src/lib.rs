@@ -1,0 +1,13 @@
+//! dfs: a `/dev/shm` that spans machines.
+//!
+//! This library is what nodes, mounts and the command line share: types, wire protocol, placement, the client core and its blocking API.
+
+pub mod cluster_map;
+pub mod limits;
+pub mod link;
+pub mod placement;
+pub mod random;
+pub mod status;
+pub mod time;
+pub mod types;
+pub mod wire;

@@ -1,0 +1,97 @@
+//! Every bound of the system, named once. Const assertions tie them together.
+
+use std::time::Duration;
+
+/// Version of the wire protocol; peers of another version are refused.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// Longest file name.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest symbolic link target.
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Largest file: what a signed 64-bit offset less a slot can express.
+pub const FILE_BYTES_MAX: u64 = (1 << 62) - 1;
+/// Most links of one inode.
+pub const LINKS_MAX: u32 = 1_000_000;
+/// Largest chunk; also the size of a file's slot.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a file that one slot covers.
+pub const SLOT_BYTES: u64 = CHUNK_BYTES_MAX as u64;
+/// Unit in which part of a chunk can be verified.
+pub const VERIFY_GROUP_BYTES: usize = 16 << 10;
+/// Largest write that rides inside its COMMIT.
+pub const INLINE_WRITE_BYTES_MAX: usize = 16 << 10;
+/// Largest file content that stays in the inode at rest.
+pub const INLINE_REST_BYTES_MAX: usize = 1 << 10;
+/// Most extents one slot may list; a writer folds long before.
+pub const SLOT_EXTENTS_MAX: usize = 512;
+/// Most extents or entries that one command visits.
+pub const COMMAND_VISITS_MAX: usize = 1024;
+/// Most patches in one write.
+pub const WRITE_PATCHES_MAX: usize = 64;
+/// Most outcomes remembered per session, hence most unanswered requests of one session.
+pub const SESSION_WINDOW: u64 = 1024;
+/// Most sessions known at once.
+pub const SESSIONS_MAX: usize = 4096;
+/// Most nodes of one cluster.
+pub const NODES_MAX: usize = 1024;
+/// Placement groups of a cluster.
+pub const PLACEMENT_GROUPS: u32 = 4096;
+/// Replicas of a chunk.
+pub const REPLICAS_DEFAULT: u8 = 2;
+/// Most holders recorded for one chunk.
+pub const HOLDERS_MAX: usize = 8;
+/// Most entries in one readdir answer.
+pub const READDIR_ENTRIES_MAX: usize = 512;
+/// Most extents in one answer about a file's layout.
+pub const EXTENTS_ANSWER_MAX: usize = 1024;
+/// Largest body of a frame on the control lane.
+pub const CONTROL_BODY_BYTES_MAX: usize = 4 << 20;
+/// Largest body of a frame on the bulk lane (snapshot slices; chunks travel as payload).
+pub const BULK_BODY_BYTES_MAX: usize = 4 << 20;
+/// Largest payload of a frame.
+pub const PAYLOAD_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+/// Bytes queued towards one peer before reading from it stops.
+pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Connections that have not finished their handshake.
+pub const UNAUTHENTICATED_MAX: usize = 64;
+/// Time for a handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for one frame to arrive once begun, counted anew on progress.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after which a peer that never reads its answers is dropped.
+pub const SEND_STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Leader to node heartbeat, and the Raft heartbeat.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
+/// Raft tick.
+pub const RAFT_TICK: Duration = Duration::from_millis(100);
+/// Election timeout, at least; the jitter adds up to as much again.
+pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Silence after which a node is declared dead.
+pub const NODE_DEAD_AFTER: Duration = Duration::from_millis(2000);
+/// Silence after which a voter may be replaced by a spare without proof of its death.
+pub const VOTER_REPLACE_AFTER: Duration = Duration::from_secs(5);
+/// Lease of a session.
+pub const SESSION_LEASE: Duration = Duration::from_secs(4);
+/// A client renews this often.
+pub const SESSION_RENEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Both sides' allowance for clock rates and scheduling.
+pub const SESSION_MARGIN: Duration = Duration::from_millis(500);
+/// An expired session keeps what it holds this long unless it stands in the way.
+pub const SESSION_COURTESY: Duration = Duration::from_secs(600);
+/// Operation deadline, default.
+pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client turns to another node after this long without an answer.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// A deleted chunk stays readable this long for readers on their way.
+pub const DELETE_GRACE: Duration = Duration::from_millis(300);
+/// Voters wanted once there are as many nodes.
+pub const VOTERS: usize = 3;
+
+const _: () =
+    assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
+const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
+const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
+const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
+const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));

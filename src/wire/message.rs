@@ -1,0 +1,252 @@
+//! Every message between processes. The codec (`wire::codec`) is the only room that turns them into bytes.
+//!
+//! Requests get exactly one response on the same link; notices get none. A lost link loses both, so whoever asked asks again:
+//! what must not happen twice carries a request number (namespace operations), or is idempotent (everything else).
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::cluster_map::{ClusterMap, Member};
+use crate::status::Status;
+use crate::time::Time;
+use crate::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, Instance, NodeId, RequestNumber, SessionId, Term};
+use crate::wire::namespace::{Answer, Op, Query, Replied};
+
+/// What a frame carries besides its payload.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Body {
+    Request(Request),
+    Response(Result<Response, Failure>),
+    Notice(Notice),
+}
+
+/// Why a request failed, and what helps the requester to go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub status: Status,
+    /// `NotLeader`: who leads, as far as the answering node knows.
+    pub leader: Option<(NodeId, Address)>,
+    /// The answering node's map epoch; with `StaleMap` newer than the request's.
+    pub epoch: Epoch,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Failure { status, leader: None, epoch: Epoch(0) }
+    }
+}
+
+/// A request; `Lane::Bulk` for those marked so, control otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    // --- clients to any node
+    /// The cluster map, if newer than `known`.
+    Map { known: Epoch },
+    /// The node's view of itself and the cluster.
+    Status,
+
+    // --- clients to the leader
+    /// Opens the sender's session (idempotent).
+    OpenSession,
+    /// Keeps the session alive. `uploads_from`: the lowest upload counter that an unanswered or future operation may name.
+    Renew { answered_below: RequestNumber, uploads_from: u64 },
+    /// Ends the session: everything it held is released.
+    EndSession,
+    /// A change of the tree, exactly once per (session, number). Outcomes below `answered_below` may be forgotten.
+    Namespace { number: RequestNumber, answered_below: RequestNumber, uploads_from: u64, op: Op },
+    /// A read of the tree.
+    Query(Query),
+    /// Stop the whole cluster.
+    Shutdown,
+
+    // --- bulk lane: clients and nodes to storage nodes
+    /// Keep the payload under its hash for this upload. `epoch`: the map by which the sender chose this node.
+    Put { epoch: Epoch, hash: ChunkHash, instance: Instance },
+    /// Count this upload as one of bytes the node already has; `UnknownChunk` if it has not.
+    LinkChunk { epoch: Epoch, hash: ChunkHash, instance: Instance },
+    /// Bytes of a chunk. The response's range is the asked one widened to verify groups.
+    Get { hash: ChunkHash, range: ByteRange },
+    /// The sender received bytes that did not match: check your copy, drop it if it is bad.
+    Suspect { hash: ChunkHash },
+
+    // --- control lane: nodes to nodes
+    /// Whoever answers tells who it is (also the dialler's way to learn a new incarnation).
+    Identify,
+    /// To the leader (others answer `NotLeader`): make me a member. Idempotent.
+    Join { member: Member },
+    /// Leader to members, every heartbeat interval; tells the newest epoch.
+    Ping { term: Term, epoch: Epoch, sent: Time },
+    /// Leader to holders: forget these uploads. Idempotent.
+    Delete { items: Vec<(ChunkHash, Instance)> },
+    /// Storage node to leader: what are these uploads of mine?
+    Audit { items: Vec<(ChunkHash, Instance)> },
+    /// Storage node to leader: these copies were bad or are gone here.
+    Lost { items: Vec<(ChunkHash, Instance)> },
+    /// Node to leader: I am leaving, replace me.
+    Leave,
+}
+
+/// The answer to a request of the same name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    Done,
+    /// `None`: the asker's epoch is the newest.
+    Map(Option<ClusterMap>),
+    Status(Box<StatusReport>),
+    Renewed {
+        term: Term,
+        epoch: Epoch,
+    },
+    Replied {
+        replied: Replied,
+        epoch: Epoch,
+    },
+    Answered {
+        answer: Answer,
+        term: Term,
+        epoch: Epoch,
+    },
+    /// The node keeps the bytes until the instance is deleted.
+    Receipt {
+        node: NodeId,
+    },
+    /// Payload: the chunk's bytes in `range`. `total`: the chunk's length. `proof`: subtree hashes beside the range, in the
+    /// order in which [`crate::chunk_tree`] merges them; empty for a whole chunk.
+    Bytes {
+        range: ByteRange,
+        total: u32,
+        proof: Vec<[u8; 32]>,
+    },
+    Identity {
+        cluster: ClusterId,
+        node: NodeId,
+        address: Address,
+    },
+    Joined {
+        map: ClusterMap,
+    },
+    Pong {
+        sent: Time,
+        epoch: Epoch,
+        stored: u64,
+        chunks: u64,
+        memory: u64,
+        resident: u64,
+    },
+    Audited {
+        verdicts: Vec<Verdict>,
+    },
+}
+
+/// What the namespace says about an upload that a node holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Referenced, under this live instance: file the bytes under it.
+    Live(Instance),
+    /// The session may still commit it.
+    Pending,
+    /// Nobody will ever name it: delete.
+    Garbage,
+}
+
+/// A message that wants no answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Notice {
+    /// One Raft message in the project's own form.
+    Raft(RaftMessage),
+    /// A slice of a namespace snapshot on its way to `to`; the bytes are the payload. Bulk lane.
+    Snapshot { id: u64, index: u64, term: Term, sequence: u32, last: bool },
+    /// How far the receiver of a snapshot is: slices below `next` have arrived. Paces the sender.
+    SnapshotProgress { id: u64, next: u32 },
+    /// The newest cluster map. Leader to members and to clients with sessions.
+    Map(ClusterMap),
+    /// The cluster stops now.
+    Stop,
+}
+
+/// Kinds of Raft messages that peers may send each other; anything else is refused by having no form here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RaftKind {
+    Append,
+    AppendResponse,
+    Vote,
+    VoteResponse,
+    PreVote,
+    PreVoteResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    TimeoutNow,
+    Snapshot,
+    Unreachable,
+}
+
+/// A Raft log entry as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftEntry {
+    pub term: u64,
+    pub index: u64,
+    /// A change of the voters (protobuf-free form in `data`) instead of a command.
+    pub configuration: bool,
+    pub data: Bytes,
+    pub context: Bytes,
+}
+
+/// A Raft message as it travels. Sender and receiver come from the link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaftMessage {
+    pub kind: RaftKind,
+    pub term: u64,
+    pub log_term: u64,
+    pub index: u64,
+    pub commit: u64,
+    pub commit_term: u64,
+    pub reject: bool,
+    pub reject_hint: u64,
+    pub request_snapshot: u64,
+    pub priority: i64,
+    pub entries: Vec<RaftEntry>,
+    /// Opaque heartbeat context of the Raft library.
+    pub context: Bytes,
+    /// Sender's clock when it sent; a follower echoes the newest it has seen from the leader of this term. Leadership is proven by
+    /// a majority's echoes, hence by send time, hence safely across suspension of either side.
+    pub sent: Time,
+    /// The echo; 0 if none.
+    pub echo: Time,
+}
+
+/// How a node sees one member.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberReport {
+    pub member: Member,
+    pub voter: bool,
+    pub leader: bool,
+    /// Bytes of chunks stored, as last reported.
+    pub stored: u64,
+    pub chunks: u64,
+    /// Resident memory of the process, bytes.
+    pub resident: u64,
+    /// Milliseconds since the leader last heard of it; `None` when unknown to the answering node.
+    pub silent_ms: Option<u64>,
+}
+
+/// `dfs status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub epoch: Epoch,
+    pub term: Term,
+    pub leader: Option<NodeId>,
+    /// Whether the answer comes from the leader (then the numbers below are whole).
+    pub from_leader: bool,
+    pub members: Vec<MemberReport>,
+    pub degraded: Option<String>,
+    pub applied: u64,
+    pub inodes: u64,
+    pub sessions: Vec<SessionId>,
+    /// Distinct bytes referenced, once per chunk, before replication.
+    pub referenced_bytes: u64,
+    pub referenced_chunks: u64,
+    pub namespace_bytes: u64,
+    pub replicas: u8,
+}

@@ -1,0 +1,302 @@
+//! Namespace operations as clients send them: `Op` changes the tree (through the log, exactly once), `Query` reads it.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Timestamp};
+
+/// What `Create` makes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewKind {
+    File,
+    Directory,
+    Symlink {
+        #[serde(with = "crate::types::serde_bytes_vec")]
+        target: Vec<u8>,
+    },
+    Fifo,
+    Socket,
+    CharDevice {
+        rdev: u32,
+    },
+    BlockDevice {
+        rdev: u32,
+    },
+}
+
+/// What a rename does when the target exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RenameMode {
+    Replace,
+    NoReplace,
+    Exchange,
+}
+
+/// A new value for a time of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SetTime {
+    /// The time of the log entry.
+    Now,
+    At(Timestamp),
+}
+
+/// Attribute changes; `None` leaves a field alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAttributes {
+    pub mode: Option<u16>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<SetTime>,
+    pub mtime: Option<SetTime>,
+    pub ctime: Option<SetTime>,
+    /// Clear setuid, and setgid where the group may execute, as the kernel asks on chown, truncate and write by others than root.
+    pub kill_privileges: bool,
+}
+
+/// Where a patch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WriteAt {
+    Offset(u64),
+    /// The end of the file as `apply` finds it (O_APPEND).
+    End,
+}
+
+/// Where bytes of a file are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Zeros that occupy nothing.
+    Hole,
+    /// The bytes themselves.
+    Inline(Bytes),
+    /// Part of a chunk, beginning at `offset` of it.
+    Chunk { hash: ChunkHash, offset: u32 },
+}
+
+/// A run of new bytes. A patch may cross slot borders; `apply` splits it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patch {
+    pub at: WriteAt,
+    /// Bytes that the patch covers; for `Inline` the length of its bytes.
+    pub length: u64,
+    pub source: Source,
+}
+
+/// Claim that a chunk was uploaded: the instance, and the nodes that gave a receipt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkClaim {
+    pub hash: ChunkHash,
+    /// Length of the whole chunk.
+    pub length: u32,
+    pub instance: Instance,
+    /// Distinct incarnations that hold it.
+    pub receipts: Vec<NodeId>,
+}
+
+/// A change of the tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Makes an inode and its entry. `exclusive`: an existing name is an error, else an existing regular file is the answer
+    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session.
+    Create {
+        parent: InodeId,
+        name: Name,
+        kind: NewKind,
+        mode: u16,
+        uid: u32,
+        gid: u32,
+        exclusive: bool,
+        hold: bool,
+    },
+    Link {
+        ino: InodeId,
+        parent: InodeId,
+        name: Name,
+    },
+    Unlink {
+        parent: InodeId,
+        name: Name,
+    },
+    Rmdir {
+        parent: InodeId,
+        name: Name,
+    },
+    Rename {
+        from_parent: InodeId,
+        from_name: Name,
+        to_parent: InodeId,
+        to_name: Name,
+        mode: RenameMode,
+    },
+    SetAttributes {
+        ino: InodeId,
+        set: SetAttributes,
+    },
+    /// New bytes. Patches are merged in order. Every chunk that a patch names has its claim, or is referenced by the file already.
+    Write {
+        ino: InodeId,
+        patches: Vec<Patch>,
+        chunks: Vec<ChunkClaim>,
+        kill_privileges: bool,
+    },
+    /// Rewrites one slot with the same bytes in fewer extents; `Conflict` if the slot moved since `slot_version`. Changes no data version.
+    Fold {
+        ino: InodeId,
+        slot: u64,
+        slot_version: u64,
+        patches: Vec<Patch>,
+        chunks: Vec<ChunkClaim>,
+    },
+}
+
+/// What an operation answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Replied {
+    Done,
+    /// Create and Link: the entry's inode.
+    Entry {
+        attributes: Attributes,
+        created: bool,
+    },
+    /// SetAttributes.
+    Attributes(Attributes),
+    /// Write: where the first patch went, and the inode after it.
+    Written {
+        offset: u64,
+        attributes: Attributes,
+    },
+}
+
+/// A read of the tree, answered by the leader under proven leadership.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    Lookup {
+        parent: InodeId,
+        name: Name,
+    },
+    /// Resolves a whole path of names from the root without following symbolic links (for the command line).
+    Resolve {
+        path: Vec<Name>,
+    },
+    Attributes {
+        ino: InodeId,
+    },
+    ReadLink {
+        ino: InodeId,
+    },
+    /// Entries after the cookie, at most `limit`, in cookie order; each with its attributes.
+    ReadDirectory {
+        ino: InodeId,
+        after: Cookie,
+        limit: u32,
+    },
+    /// Layout of a byte range. With `known` equal to the data version and layout version, the answer is `Unchanged`.
+    Extents {
+        ino: InodeId,
+        range: ByteRange,
+        known: Option<LayoutVersion>,
+    },
+    /// The session has the inode open from now on: it outlives its last name until `Release` or the session's end.
+    /// `sequence` orders it against releases of the same inode.
+    Hold {
+        ino: InodeId,
+        sequence: u64,
+    },
+    /// The session closed the inode.
+    Release {
+        ino: InodeId,
+        sequence: u64,
+    },
+    /// After a change of leader: what the session has open. `last` ends the list; the leader then knows the session whole.
+    Reclaim {
+        held: Vec<InodeId>,
+        last: bool,
+    },
+    /// Sizes for `statfs`.
+    Space,
+}
+
+/// Version of where a file's bytes are: data version, and a counter that folding and repair advance too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutVersion {
+    pub data: u64,
+    pub layout: u64,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    pub name: Name,
+    pub cookie: Cookie,
+    pub attributes: Attributes,
+}
+
+/// A located run of a file's bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Position in the file.
+    pub offset: u64,
+    pub length: u64,
+    pub source: Source,
+}
+
+/// A chunk that an answer names: its length, and the nodes that hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkPlace {
+    pub hash: ChunkHash,
+    pub length: u32,
+    pub instance: Instance,
+    pub holders: Vec<NodeId>,
+}
+
+/// Numbers for `statfs`, in bytes after replication, and inodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    pub capacity: u64,
+    pub used: u64,
+    pub available: u64,
+    pub inodes: u64,
+    pub inodes_available: u64,
+}
+
+/// What a query answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    Done,
+    Attributes(Attributes),
+    Target(#[serde(with = "crate::types::serde_bytes_vec")] Vec<u8>),
+    Directory {
+        entries: Vec<DirectoryEntry>,
+        end: bool,
+        attributes: Attributes,
+    },
+    /// Extents cover the asked range up to the file's size, without gaps; fewer than asked if `truncated`.
+    /// `fold`: slots in the range that would gain by folding, with their versions.
+    Extents {
+        attributes: Attributes,
+        version: LayoutVersion,
+        extents: Vec<Extent>,
+        chunks: Vec<ChunkPlace>,
+        truncated: bool,
+        fold: Vec<(u64, u64)>,
+    },
+    Unchanged {
+        attributes: Attributes,
+    },
+    Space(Space),
+}
+
+impl NewKind {
+    /// The kind of the inode that it makes.
+    pub fn file_kind(&self) -> FileKind {
+        match self {
+            NewKind::File => FileKind::File,
+            NewKind::Directory => FileKind::Directory,
+            NewKind::Symlink { .. } => FileKind::Symlink,
+            NewKind::Fifo => FileKind::Fifo,
+            NewKind::Socket => FileKind::Socket,
+            NewKind::CharDevice { .. } => FileKind::CharDevice,
+            NewKind::BlockDevice { .. } => FileKind::BlockDevice,
+        }
+    }
+}
