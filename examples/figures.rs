@@ -1,0 +1,321 @@
+//! Measures the README's figures: a cluster of three node processes and a real mount, against a FUSE passthrough daemon over tmpfs.
+//!
+//!     cargo build --release --workspace && cargo run --release --example figures -- --tar tree.tar --baseline ./passthrough_ll
+//!
+//! Rounds alternate between the two systems, so that the machine's noise hits both; medians are printed. The baseline is libfuse's own
+//! example `passthrough_ll` (any FUSE daemon that takes `-f -o source=DIR MOUNTPOINT` will do); without it only our figures are printed.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Options of the measurement.
+#[derive(Parser)]
+struct Options {
+    /// Rounds; medians are taken over them.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Size of the large file, MiB.
+    #[arg(long, default_value_t = 1024)]
+    mib: usize,
+    /// Number of small files of 4 KiB.
+    #[arg(long, default_value_t = 5000)]
+    files: usize,
+    /// Tar archive of a source tree.
+    #[arg(long)]
+    tar: Option<PathBuf>,
+    /// A FUSE passthrough daemon.
+    #[arg(long)]
+    baseline: Option<PathBuf>,
+}
+
+/// Figure name -> one value per round.
+type Figures = BTreeMap<&'static str, Vec<f64>>;
+
+/// A file system under measurement: server processes, a mount that can be renewed to make caches cold.
+struct System {
+    name: &'static str,
+    nodes: Vec<Child>,
+    node_address: String,
+    mount: Option<Child>,
+    mount_command: Vec<String>,
+    directory: PathBuf,
+    /// CPU seconds of mount processes that have ended.
+    cpu_ended: f64,
+}
+
+impl System {
+    fn remount(&mut self) -> Result<()> {
+        self.unmount()?;
+        let mut child =
+            Command::new(&self.mount_command[0]).args(&self.mount_command[1..]).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
+        let end = Instant::now() + Duration::from_secs(20);
+        while !is_mounted(&self.directory)? {
+            if let Some(status) = child.try_wait()? {
+                return Err(format!("{} did not mount: {status}", self.name).into());
+            }
+            if Instant::now() > end {
+                return Err(format!("{} did not mount in time", self.name).into());
+            }
+            std::thread::yield_now();
+        }
+        self.mount = Some(child);
+        // The kernel's page cache of the backing tmpfs is the storage itself; only dentries and pages above it are dropped.
+        fs::write("/proc/sys/vm/drop_caches", "3").ok();
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> Result<()> {
+        if let Some(mut child) = self.mount.take() {
+            self.cpu_ended += cpu_seconds(child.id());
+            let done = Command::new("umount").arg(&self.directory).status()?;
+            if !done.success() {
+                return Err("umount failed".into());
+            }
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    fn cpu(&self) -> f64 {
+        let live: f64 = self.nodes.iter().chain(self.mount.iter()).map(|child| cpu_seconds(child.id())).sum();
+        live + self.cpu_ended
+    }
+
+    fn resident_nodes_mib(&self) -> f64 {
+        self.nodes.iter().map(|child| resident_mib(child.id())).sum()
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        let _ = self.unmount();
+        let _ = Command::new("umount").arg("-l").arg(&self.directory).stderr(Stdio::null()).status();
+        for node in &mut self.nodes {
+            let _ = node.kill();
+            let _ = node.wait();
+        }
+    }
+}
+
+fn is_mounted(directory: &Path) -> Result<bool> {
+    let wanted = directory.to_string_lossy().to_string();
+    Ok(fs::read_to_string("/proc/mounts")?.lines().any(|line| line.split(' ').nth(1) == Some(wanted.as_str())))
+}
+
+fn cpu_seconds(pid: u32) -> f64 {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0.0 };
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    ticks / 100.0
+}
+
+fn resident_mib(pid: u32) -> f64 {
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return 0.0 };
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or("");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+fn binary(name: &str) -> Result<PathBuf> {
+    let directory = std::env::current_exe()?.parent().and_then(Path::parent).ok_or("no target directory")?.to_path_buf();
+    let path = directory.join(name);
+    if path.exists() { Ok(path) } else { Err(format!("{} is missing: cargo build --release --workspace", path.display()).into()) }
+}
+
+fn start_node(join: Option<&str>) -> Result<(Child, String)> {
+    let mut command = Command::new(binary("dfs-node")?);
+    command.args(["--listen", "127.0.0.1:0", "--memory", "6GiB", "--log", "warn"]).stdout(Stdio::piped());
+    if let Some(address) = join {
+        command.args(["--join", address]);
+    }
+    let mut child = command.spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
+    let address = line.split_whitespace().find_map(|word| word.strip_prefix("listen=")).ok_or("the node printed no ready line")?;
+    Ok((child, address.to_string()))
+}
+
+fn start_dfs(scratch: &Path) -> Result<System> {
+    let directory = scratch.join("dfs");
+    fs::create_dir_all(&directory)?;
+    let (first, address) = start_node(None)?;
+    let mut nodes = vec![first];
+    for _ in 0..2 {
+        nodes.push(start_node(Some(&address))?.0);
+    }
+    let mount_command = vec![
+        binary("dfs-mount")?.display().to_string(),
+        "-f".into(),
+        "--log".into(),
+        "warn".into(),
+        "--nodes".into(),
+        address.clone(),
+        directory.display().to_string(),
+    ];
+    Ok(System { name: "dfs", nodes, node_address: address, mount: None, mount_command, directory, cpu_ended: 0.0 })
+}
+
+fn start_baseline(scratch: &Path, daemon: &Path) -> Result<System> {
+    let directory = scratch.join("baseline");
+    fs::create_dir_all(&directory)?;
+    let source = PathBuf::from(format!("/dev/shm/figures-{}", std::process::id()));
+    fs::create_dir_all(&source)?;
+    let mount_command = vec![
+        daemon.display().to_string(),
+        "-f".into(),
+        "-o".into(),
+        format!("source={}", source.display()),
+        directory.display().to_string(),
+    ];
+    Ok(System { name: "passthrough", nodes: Vec::new(), node_address: String::new(), mount: None, mount_command, directory, cpu_ended: 0.0 })
+}
+
+/// Times `work` and notes `amount / seconds`, and the CPU seconds of all server processes per `amount`.
+fn measure(
+    system: &System,
+    figures: &mut Figures,
+    rate: &'static str,
+    cost: (&'static str, f64),
+    amount: f64,
+    work: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let (cpu, start) = (system.cpu(), Instant::now());
+    work(&system.directory)?;
+    let seconds = start.elapsed().as_secs_f64();
+    figures.entry(rate).or_default().push(amount / seconds);
+    figures.entry(cost.0).or_default().push((system.cpu() - cpu) / amount * cost.1);
+    Ok(())
+}
+
+fn large_write(directory: &Path, mib: usize, seed: u64) -> Result<()> {
+    let mut block = vec![0u8; 1 << 20];
+    let mut random = dfs::random::Random::new(seed);
+    block.chunks_mut(8).for_each(|piece| piece.copy_from_slice(&random.next().to_le_bytes()));
+    let mut file = File::create(directory.join("large"))?;
+    for index in 0..mib as u64 {
+        block[..8].copy_from_slice(&index.to_le_bytes()); // every chunk is another one: nothing to deduplicate
+        file.write_all(&block)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn large_read(directory: &Path, mib: usize) -> Result<()> {
+    let mut block = vec![0u8; 1 << 20];
+    let mut file = File::open(directory.join("large"))?;
+    for index in 0..mib as u64 {
+        file.read_exact(&mut block)?;
+        if block[..8] != index.to_le_bytes() {
+            return Err(format!("wrong bytes in MiB {index}").into());
+        }
+    }
+    Ok(())
+}
+
+fn small_path(directory: &Path, index: usize) -> PathBuf {
+    directory.join("small").join(format!("f{index}"))
+}
+
+fn small_create(directory: &Path, count: usize) -> Result<()> {
+    fs::create_dir(directory.join("small"))?;
+    let mut block = [7u8; 4096];
+    for index in 0..count {
+        block[..8].copy_from_slice(&(index as u64).to_le_bytes());
+        File::create(small_path(directory, index))?.write_all(&block)?;
+    }
+    Ok(())
+}
+
+fn round(system: &mut System, figures: &mut Figures, options: &Options, seed: u64) -> Result<()> {
+    let (mib, files) = (options.mib, options.files);
+    system.remount()?;
+    let gigabytes = (1u64 << 20) as f64 / 1e9;
+    measure(system, figures, "write 1 file, MiB/s", ("write, CPU s/GB", 1.0 / gigabytes), mib as f64, |dir| large_write(dir, mib, seed))?;
+    if !system.nodes.is_empty() {
+        figures.entry("resident on nodes per stored MiB, both copies").or_default().push(system.resident_nodes_mib() / mib as f64);
+    }
+    system.remount()?;
+    measure(system, figures, "cold read, MiB/s", ("read, CPU s/GB", 1.0 / gigabytes), mib as f64, |dir| large_read(dir, mib))?;
+    measure(system, figures, "create+write+close, files/s", ("create, CPU us/file", 1e6), files as f64, |dir| small_create(dir, files))?;
+    system.remount()?;
+    measure(system, figures, "cold stat, files/s", ("stat, CPU us/file", 1e6), files as f64, |dir| {
+        (0..files).try_for_each(|index| Ok(fs::metadata(small_path(dir, index)).map(drop)?))
+    })?;
+    system.remount()?;
+    measure(system, figures, "cold open+read+close, files/s", ("small read, CPU us/file", 1e6), files as f64, |dir| {
+        (0..files).try_for_each(|index| match fs::read(small_path(dir, index))? {
+            content if content.len() == 4096 => Ok(()),
+            content => Err(format!("file {index} has {} bytes", content.len()).into()),
+        })
+    })?;
+    if let Some(tar) = &options.tar {
+        let count = String::from_utf8_lossy(&Command::new("tar").arg("tf").arg(tar).output()?.stdout).lines().count();
+        measure(system, figures, "untar, files/s", ("untar, CPU us/file", 1e6), count as f64, |dir| {
+            fs::create_dir(dir.join("tree"))?;
+            let done = Command::new("tar").arg("xf").arg(tar).arg("-C").arg(dir.join("tree")).status()?;
+            if done.success() { Ok(()) } else { Err("tar failed".into()) }
+        })?;
+    }
+    let done = Command::new("sh").arg("-c").arg("rm -rf -- \"$0\"/*").arg(&system.directory).status()?;
+    if !done.success() {
+        return Err("rm -rf failed".into());
+    }
+    system.unmount()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Resident memory that a voter takes for a million empty files, from a hundred thousand made through `dfs-mount`.
+fn empty_files(system: &mut System) -> Result<f64> {
+    const COUNT: usize = 100_000;
+    system.remount()?;
+    let directory = system.directory.join("empty");
+    fs::create_dir(&directory)?;
+    let before = system.resident_nodes_mib();
+    (0..COUNT).try_for_each(|index| File::create(directory.join(format!("e{index}"))).map(drop))?;
+    let grown = system.resident_nodes_mib() - before;
+    system.unmount()?;
+    Ok(grown / system.nodes.len() as f64 * (1_000_000.0 / COUNT as f64))
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let scratch = std::env::temp_dir().join(format!("dfs-figures-{}", std::process::id()));
+    fs::create_dir_all(&scratch)?;
+    let mut systems = vec![start_dfs(&scratch)?];
+    if let Some(daemon) = &options.baseline {
+        systems.push(start_baseline(&scratch, daemon)?);
+    }
+    let mut all: Vec<Figures> = systems.iter().map(|_| Figures::new()).collect();
+    for number in 0..options.rounds {
+        for (system, figures) in systems.iter_mut().zip(&mut all) {
+            round(system, figures, &options, number as u64)?;
+            eprintln!("round {} of {}: {} done", number + 1, options.rounds, system.name);
+        }
+    }
+    println!("| figure (median of {} rounds) | dfs | passthrough | ratio of paired rounds |", options.rounds);
+    println!("| --- | --- | --- | --- |");
+    for (name, ours) in &all[0] {
+        let theirs = all.get(1).and_then(|figures| figures.get(name));
+        let ratio = theirs.map(|theirs| median(&ours.iter().zip(theirs).map(|(a, b)| a / b).collect::<Vec<_>>()));
+        let show = |value: Option<f64>| value.map_or("-".to_string(), |value| format!("{value:.2}"));
+        println!("| {name} | {:.1} | {} | {} |", median(ours), show(theirs.map(|values| median(values))), show(ratio));
+    }
+    println!("| resident MiB of a voter per million empty files | {:.0} | - | - |", empty_files(&mut systems[0])?);
+    eprintln!("nodes began at {}", systems[0].node_address);
+    drop(systems);
+    fs::remove_dir_all(&scratch).ok();
+    fs::remove_dir_all(format!("/dev/shm/figures-{}", std::process::id())).ok();
+    Ok(())
+}

@@ -1,0 +1,315 @@
+//! POSIX through the kernel: real node processes, real mounts, the calls that programs make and the errno they must see.
+//!
+//! Each test runs on two mounts of one cluster, because what one mount did must be true on the other when the call has returned.
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{Cluster, Mount, wait_until};
+
+/// A cluster of three nodes with two mounts of it.
+fn two_mounts() -> (Cluster, Mount, Mount) {
+    let cluster = Cluster::start(3);
+    let (a, b) = (Mount::new(&cluster), Mount::new(&cluster));
+    (cluster, a, b)
+}
+
+/// The errno that a call failed with.
+fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> i32 {
+    result.expect_err("the call should fail").raw_os_error().expect("an errno")
+}
+
+fn c_path(path: &Path) -> std::ffi::CString {
+    std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+fn rename2(from: &Path, to: &Path, flags: u32) -> io::Result<()> {
+    let (from, to) = (c_path(from), c_path(to));
+    // SAFETY: both strings are NUL-terminated and live through the call.
+    let code = unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags) };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().to_string()).collect();
+    names.sort();
+    names
+}
+
+/// Bytes that no two offsets share by accident.
+fn pattern(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = dfs::random::Random::new(seed);
+    (0..length.div_ceil(8)).flat_map(|_| random.next().to_le_bytes()).take(length).collect()
+}
+
+#[test]
+fn p2_what_one_mount_did_the_other_sees() {
+    let (_cluster, a, b) = two_mounts();
+    let (at_a, at_b) = (a.path().join("file"), b.path().join("file"));
+    assert_eq!(errno(fs::metadata(&at_b)), libc::ENOENT);
+    fs::write(&at_a, b"one").unwrap();
+    assert_eq!(fs::read(&at_b).unwrap(), b"one");
+    let reader = File::open(&at_b).unwrap();
+    for round in 0..50u8 {
+        let content = pattern(1000 * (round as usize + 1), round as u64);
+        fs::write(&at_a, &content).unwrap();
+        assert_eq!(fs::metadata(&at_b).unwrap().len(), content.len() as u64);
+        let mut seen = vec![0; content.len()];
+        reader.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, content, "a handle that was open before sees the new bytes");
+    }
+    fs::rename(&at_a, a.path().join("moved")).unwrap();
+    assert_eq!(errno(fs::metadata(&at_b)), libc::ENOENT);
+    assert_eq!(names(b.path()), ["moved"]);
+    fs::set_permissions(b.path().join("moved"), Permissions::from_mode(0o4711)).unwrap();
+    assert_eq!(fs::metadata(a.path().join("moved")).unwrap().mode() & 0o7777, 0o4711);
+    fs::remove_file(b.path().join("moved")).unwrap();
+    assert_eq!(errno(fs::metadata(a.path().join("moved"))), libc::ENOENT);
+}
+
+#[test]
+fn unlinked_files_live_until_the_last_close_on_any_mount() {
+    let (_cluster, a, b) = two_mounts();
+    let content = pattern(300_000, 1);
+    fs::write(a.path().join("doomed"), &content).unwrap();
+    let at_a = OpenOptions::new().read(true).write(true).open(a.path().join("doomed")).unwrap();
+    let at_b = File::open(b.path().join("doomed")).unwrap();
+    fs::remove_file(b.path().join("doomed")).unwrap();
+    assert_eq!(errno(fs::metadata(a.path().join("doomed"))), libc::ENOENT);
+    let check = |file: &File| {
+        let mut seen = vec![0; content.len()];
+        file.read_exact_at(&mut seen, 0).unwrap();
+        assert_eq!(seen, content);
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
+    };
+    check(&at_a);
+    drop(at_a);
+    check(&at_b);
+    at_b.metadata().unwrap();
+    drop(at_b);
+    // Another life of the name is another file.
+    fs::write(a.path().join("doomed"), b"new").unwrap();
+    let replaced = File::open(b.path().join("doomed")).unwrap();
+    fs::write(a.path().join("other"), b"other").unwrap();
+    fs::rename(a.path().join("other"), a.path().join("doomed")).unwrap();
+    let mut seen = String::new();
+    (&replaced).read_to_string(&mut seen).unwrap();
+    assert_eq!(seen, "new", "a file replaced by rename lives on for who has it open");
+    assert_eq!(fs::read(b.path().join("doomed")).unwrap(), b"other");
+}
+
+#[test]
+fn open_flags_and_offsets() {
+    let (_cluster, a, b) = two_mounts();
+    let path = a.path().join("f");
+    let exclusive = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+    exclusive(&path).unwrap();
+    assert_eq!(errno(exclusive(&path)), libc::EEXIST);
+    assert_eq!(errno(exclusive(&b.path().join("f"))), libc::EEXIST);
+
+    let mut first = OpenOptions::new().append(true).open(&path).unwrap();
+    let mut second = OpenOptions::new().append(true).open(b.path().join("f")).unwrap();
+    for _ in 0..20 {
+        first.write_all(b"aaaa").unwrap();
+        second.write_all(b"bbbb").unwrap();
+    }
+    let seen = fs::read(&path).unwrap();
+    assert_eq!(seen.len(), 160, "appends of two mounts never overwrite each other");
+    assert!(seen.chunks(8).all(|pair| pair == b"aaaabbbb"));
+
+    OpenOptions::new().write(true).truncate(true).open(&path).unwrap();
+    assert_eq!(fs::metadata(b.path().join("f")).unwrap().len(), 0);
+
+    let mut sparse = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    sparse.seek(SeekFrom::Start(5_000_000)).unwrap();
+    sparse.write_all(b"end").unwrap();
+    let meta = fs::metadata(b.path().join("f")).unwrap();
+    assert_eq!(meta.len(), 5_000_003);
+    assert!(meta.blocks() * 512 < 100_000, "holes take no space: {} blocks", meta.blocks());
+    let seen = fs::read(b.path().join("f")).unwrap();
+    assert!(seen[..5_000_000].iter().all(|&byte| byte == 0) && &seen[5_000_000..] == b"end");
+    // Cut short and grown again, the old bytes do not come back.
+    sparse.set_len(5_000_001).unwrap();
+    sparse.set_len(5_000_003).unwrap();
+    assert_eq!(&fs::read(b.path().join("f")).unwrap()[5_000_000..], b"e\0\0");
+    sparse.set_len(0).unwrap();
+
+    // Overwrites of every alignment against a plain array.
+    let mut model = pattern(3_000_000, 2);
+    sparse.write_all_at(&model, 0).unwrap();
+    let mut random = dfs::random::Random::new(3);
+    for round in 0..120 {
+        let offset = random.below(3_000_000) as usize;
+        let length = (1 + random.below([10, 5_000, 200_000][round % 3])) as usize;
+        let length = length.min(model.len() - offset);
+        let bytes = pattern(length, round as u64);
+        sparse.write_all_at(&bytes, offset as u64).unwrap();
+        model[offset..offset + length].copy_from_slice(&bytes);
+    }
+    assert!(fs::read(b.path().join("f")).unwrap() == model, "overwritten file differs from the model");
+
+    assert_eq!(errno(sparse.write_at(b"x", i64::MAX as u64 - 1)), libc::EFBIG);
+    assert_eq!(errno(OpenOptions::new().write(true).open(a.path())), libc::EISDIR);
+    assert_eq!(errno(File::open(path.join("below"))), libc::ENOTDIR);
+}
+
+#[test]
+fn names_directories_and_renames() {
+    let (_cluster, a, b) = two_mounts();
+    let at = |name: &str| a.path().join(name);
+    fs::create_dir(at("d")).unwrap();
+    assert_eq!(errno(fs::create_dir(b.path().join("d"))), libc::EEXIST);
+    assert_eq!(fs::metadata(a.path()).unwrap().nlink(), 3);
+    fs::write(at("d/f"), b"x").unwrap();
+    assert_eq!(errno(fs::remove_dir(b.path().join("d"))), libc::ENOTEMPTY);
+    assert_eq!(errno(fs::remove_file(at("d"))), libc::EISDIR);
+    assert_eq!(errno(fs::remove_dir(at("d/f"))), libc::ENOTDIR);
+
+    // Any bytes but NUL and '/'; 255 of them, not 256.
+    let odd = a.path().join(OsStr::from_bytes(b"\xff\xfe \n\x01*?"));
+    fs::write(&odd, b"odd").unwrap();
+    assert_eq!(fs::read(b.path().join(odd.file_name().unwrap())).unwrap(), b"odd");
+    fs::write(at(&"n".repeat(255)), b"").unwrap();
+    assert_eq!(errno(fs::write(at(&"n".repeat(256)), b"")), libc::ENAMETOOLONG);
+
+    // Renames.
+    fs::create_dir_all(at("x/y/z")).unwrap();
+    assert_eq!(errno(fs::rename(at("x"), at("x/y/z/x"))), libc::EINVAL);
+    assert_eq!(errno(fs::rename(at("x"), at("d"))), libc::ENOTEMPTY);
+    assert_eq!(errno(fs::rename(at("d/f"), at("x"))), libc::EISDIR);
+    assert_eq!(errno(fs::rename(at("x"), at("d/f"))), libc::ENOTDIR);
+    fs::write(at("one"), b"1").unwrap();
+    fs::write(at("two"), b"2").unwrap();
+    assert_eq!(errno(rename2(&at("one"), &at("two"), libc::RENAME_NOREPLACE)), libc::EEXIST);
+    rename2(&at("one"), &at("three"), libc::RENAME_NOREPLACE).unwrap();
+    fs::rename(at("three"), at("two")).unwrap();
+    assert_eq!(fs::read(b.path().join("two")).unwrap(), b"1");
+    fs::rename(at("x/y"), at("d/y")).unwrap();
+    assert_eq!((fs::metadata(at("x")).unwrap().nlink(), fs::metadata(at("d")).unwrap().nlink()), (2, 3));
+
+    // Links.
+    fs::hard_link(at("two"), at("d/link")).unwrap();
+    let (one, two) = (fs::metadata(at("two")).unwrap(), fs::metadata(b.path().join("d/link")).unwrap());
+    assert_eq!((one.ino(), one.nlink()), (two.ino(), 2));
+    assert_eq!(errno(fs::hard_link(at("d"), at("dirlink"))), libc::EPERM);
+    symlink("../some where/\u{e9}", at("d/sym")).unwrap();
+    assert_eq!(fs::read_link(b.path().join("d/sym")).unwrap(), Path::new("../some where/\u{e9}"));
+    fs::remove_file(at("two")).unwrap();
+    assert_eq!(fs::metadata(b.path().join("d/link")).unwrap().nlink(), 1);
+}
+
+#[test]
+fn modes_times_and_setgid_directories() {
+    let (_cluster, a, b) = two_mounts();
+    let path = a.path().join("f");
+    fs::write(&path, b"x").unwrap();
+    std::os::unix::fs::chown(&path, Some(12), Some(34)).unwrap();
+    let meta = fs::metadata(b.path().join("f")).unwrap();
+    assert_eq!((meta.uid(), meta.gid()), (12, 34));
+    let times = [libc::timespec { tv_sec: -5, tv_nsec: 123_456_789 }, libc::timespec { tv_sec: 1 << 33, tv_nsec: 987_654_321 }];
+    // SAFETY: path and times live through the call.
+    assert_eq!(unsafe { libc::utimensat(libc::AT_FDCWD, c_path(&path).as_ptr(), times.as_ptr(), 0) }, 0);
+    let meta = fs::metadata(b.path().join("f")).unwrap();
+    assert_eq!((meta.atime(), meta.atime_nsec()), (-5, 123_456_789));
+    assert_eq!((meta.mtime(), meta.mtime_nsec()), (1 << 33, 987_654_321));
+
+    let directory = a.path().join("shared");
+    fs::create_dir(&directory).unwrap();
+    std::os::unix::fs::chown(&directory, Some(0), Some(77)).unwrap();
+    fs::set_permissions(&directory, Permissions::from_mode(0o2775)).unwrap();
+    fs::write(directory.join("file"), b"").unwrap();
+    fs::create_dir(directory.join("sub")).unwrap();
+    assert_eq!(fs::metadata(b.path().join("shared/file")).unwrap().gid(), 77);
+    let sub = fs::metadata(b.path().join("shared/sub")).unwrap();
+    assert_eq!((sub.gid(), sub.mode() & 0o2000), (77, 0o2000));
+
+    // Creation honours the umask and the mode; writing moves mtime and ctime.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(a.path().join("moded")).unwrap();
+    assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o640);
+    let before = file.metadata().unwrap();
+    wait_until(Duration::from_secs(5), "a write moves mtime", || {
+        (&file).write_all(b"y").unwrap();
+        let after = fs::metadata(b.path().join("moded")).unwrap();
+        (after.mtime(), after.mtime_nsec()) > (before.mtime(), before.mtime_nsec())
+    });
+}
+
+#[test]
+fn readdir_is_stable_while_others_change_the_directory() {
+    let (_cluster, a, b) = two_mounts();
+    let directory = a.path().join("many");
+    fs::create_dir(&directory).unwrap();
+    let kept: Vec<PathBuf> = (0..1500).map(|index| directory.join(format!("keep{index:04}"))).collect();
+    for (index, path) in kept.iter().enumerate() {
+        fs::write(path, b"").unwrap();
+        fs::write(directory.join(format!("drop{index:04}")), b"").unwrap();
+    }
+    let mut seen = Vec::new();
+    for (index, entry) in fs::read_dir(b.path().join("many")).unwrap().enumerate() {
+        seen.push(entry.unwrap().file_name().to_string_lossy().to_string());
+        if index < 1500 {
+            let _ = fs::remove_file(directory.join(format!("drop{index:04}")));
+            fs::write(directory.join(format!("new{index:04}")), b"").unwrap();
+        }
+    }
+    let mut kept_seen: Vec<&String> = seen.iter().filter(|name| name.starts_with("keep")).collect();
+    kept_seen.sort();
+    assert_eq!(kept_seen.len(), 1500, "each entry that stayed is listed");
+    kept_seen.dedup();
+    assert_eq!(kept_seen.len(), 1500, "and listed once");
+    assert_eq!(names(&b.path().join("many")).len(), 3000);
+}
+
+#[test]
+fn mapped_files_and_descriptors_work() {
+    let (_cluster, a, b) = two_mounts();
+    let content = pattern(2_500_000, 9);
+    fs::write(a.path().join("mapped"), &content).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(b.path().join("mapped")).unwrap();
+    // SAFETY: the mapping is as long as the file, used and unmapped in this block only.
+    unsafe {
+        let length = content.len();
+        let map = libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(map, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        let bytes = std::slice::from_raw_parts_mut(map.cast::<u8>(), length);
+        assert!(bytes == content, "mapped bytes differ");
+        bytes[1_234_567] ^= 0xff;
+        assert_eq!(libc::msync(map, length, libc::MS_SYNC), 0);
+        assert_eq!(libc::munmap(map, length), 0);
+    }
+    let seen = fs::read(a.path().join("mapped")).unwrap();
+    assert_eq!(seen[1_234_567], content[1_234_567] ^ 0xff);
+    file.sync_all().unwrap();
+    File::open(a.path()).unwrap().sync_all().unwrap();
+}
+
+#[test]
+fn statfs_shows_the_clusters_size_after_replication() {
+    let cluster = Cluster::start(3);
+    let mount = Mount::new(&cluster);
+    let space = || {
+        // SAFETY: an all-zero statvfs is valid, the path lives through the call.
+        unsafe {
+            let mut space: libc::statvfs = std::mem::zeroed();
+            assert_eq!(libc::statvfs(c_path(mount.path()).as_ptr(), &mut space), 0);
+            space
+        }
+    };
+    let before = space();
+    assert!(before.f_blocks > 0 && before.f_namemax == 255);
+    fs::write(mount.path().join("big"), pattern(20 << 20, 4)).unwrap();
+    let after = space();
+    let taken = (before.f_bavail - after.f_bavail) * after.f_frsize;
+    assert!((20 << 20..24 << 20).contains(&taken), "20 MiB of data take {taken} bytes");
+    fs::remove_file(mount.path().join("big")).unwrap();
+    wait_until(Duration::from_secs(5), "deleted space counts as free", || space().f_bavail + 64 >= before.f_bavail);
+}
