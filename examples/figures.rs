@@ -175,7 +175,15 @@ fn start_baseline(scratch: &Path, daemon: &Path) -> Result<System> {
         format!("source={}", source.display()),
         directory.display().to_string(),
     ];
-    Ok(System { name: "passthrough", nodes: Vec::new(), node_address: String::new(), mount: None, mount_command, directory, cpu_ended: 0.0 })
+    Ok(System {
+        name: "passthrough",
+        nodes: Vec::new(),
+        node_address: String::new(),
+        mount: None,
+        mount_command,
+        directory,
+        cpu_ended: 0.0,
+    })
 }
 
 /// Times `work` and notes `amount / seconds`, and the CPU seconds of all server processes per `amount`.
