@@ -372,7 +372,8 @@ impl Group {
     pub fn install_snapshot(&mut self, now: Time, index: u64, term: Term, configuration: Configuration) -> Result<bool, Status> {
         self.advance(now);
         configuration.check()?;
-        if index == 0 || term.0 == 0 || !configuration.contains(self.me) {
+        check::check_place(&self.node.raft, index, term.0)?;
+        if !configuration.contains(self.me) {
             return Err(Status::Malformed);
         }
         let raft = &mut self.node.raft;
@@ -537,8 +538,11 @@ impl Group {
         let behind = |progress: &::raft::Progress| progress.next_idx < first;
         let progress = self.node.raft.prs();
         self.transfers.retain(|to, _| progress.get(to.0).is_some_and(behind));
-        let wanting: BTreeSet<NodeId> =
-            progress.iter().filter(|(id, peer)| **id != self.me.0 && peer.recent_active && behind(peer)).map(|(&id, _)| NodeId(id)).collect();
+        let wanting: BTreeSet<NodeId> = progress
+            .iter()
+            .filter(|(id, peer)| **id != self.me.0 && peer.recent_active && behind(peer))
+            .map(|(&id, _)| NodeId(id))
+            .collect();
         for to in wanting {
             let now = self.now;
             let waiting = self.transfers.get(&to).is_some_and(|transfer| transfer.again_at.is_none_or(|at| now < at));
