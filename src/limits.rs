@@ -70,6 +70,8 @@ pub const REFUSAL_LINES_PER_SECOND_MAX: u32 = 10;
 pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
+/// Connections of one thread, in any state.
+pub const CONNECTIONS_MAX: usize = 8192;
 /// Time for a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for one frame to arrive once begun, counted anew on progress.
