@@ -228,10 +228,74 @@ fn a_leader_that_commits_its_own_removal_steps_down() {
     while world.now < now + Duration::from_secs(5) {
         world.propose();
         world.run(world.now + Duration::from_nanos(MS / 2));
-        led |= world.leader() == Some(removed) && world.leaders.len() > 1;
+        let member = &world.members[&removed];
+        led |= member.group.is_leader();
+        assert!(!member.group.is_leader() || member.state.configuration.is_voter(removed), "it leads although it has no vote");
     }
     assert!(led, "the script elects the one that is removed");
     assert_eq!(world.members[&removed].state.configuration.voters, kept);
     world.live(Duration::from_secs(4), false);
     assert!(!world.members[&removed].group.is_leader() && world.leader().is_some());
+}
+
+#[test]
+fn a_follower_that_overslept_promises_a_whole_election_timeout_from_the_next_heartbeat() {
+    let (mut world, leader) = three(13);
+    let voters = world.voters();
+    let mut others = voters.iter().copied().filter(|&voter| voter != leader);
+    let (follower, candidate) = (others.next().unwrap(), others.next().unwrap());
+    let group = &mut world.members.get_mut(&follower).unwrap().group;
+    let (term, last) = (group.term().0, group.last_index());
+    let log_term = group.node.raft.raft_log.last_term();
+    let vote = RaftMessage { index: last + 9, log_term, ..message(RaftKind::Vote, term + 1) };
+    let woken = world.now + Duration::from_secs(2);
+    assert_eq!(group.receive(woken, leader, message(RaftKind::Heartbeat, term)), Ok(()));
+    let until = woken + limits::ELECTION_TIMEOUT;
+    group.on_deadline(woken);
+    while group.next_deadline() <= until {
+        group.on_deadline(group.next_deadline());
+        let _ = group.receive(group.now, candidate, vote.clone());
+        assert_eq!((group.term().0, group.leader()), (term, Some(leader)), "it helped another {:?} later", group.now.since(woken));
+    }
+    let later = until + Duration::from_secs(1);
+    let _ = group.receive(later, candidate, vote);
+    assert_eq!(group.term().0, term + 1, "a silent leader is not waited for");
+}
+
+#[test]
+fn the_log_is_kept_for_a_follower_that_receives_a_snapshot_but_not_without_bound() {
+    let mut world = World::new(14, 1);
+    let (leader, learner) = (NodeId(1), NodeId(99));
+    let now = world.now;
+    let propose = |world: &mut World, count: usize| {
+        for _ in 0..count {
+            world.members.get_mut(&leader).unwrap().group.propose(now, Bytes::from_static(b"entry")).unwrap();
+            world.drain(leader);
+        }
+    };
+    let first = |world: &World| world.members[&leader].group.node.store().first();
+    let group = &mut world.members.get_mut(&leader).unwrap().group;
+    group.propose_voters(now, &BTreeSet::from([leader]), &BTreeSet::from([learner])).unwrap();
+    world.drain(leader);
+    // It has nothing: the library's probe is rejected, and what it needs was never in the log.
+    let group = &mut world.members.get_mut(&leader).unwrap().group;
+    let empty = RaftMessage { index: group.last_index() - 1, reject: true, ..message(RaftKind::AppendResponse, group.term().0) };
+    assert_eq!(group.receive(now, learner, empty), Ok(()));
+    let needs = std::iter::from_fn(|| group.poll_output()).filter(|output| matches!(output, Output::NeedSnapshot { to } if *to == learner));
+    assert_eq!(needs.count(), 1);
+    let begun = group.applied_index();
+    group.snapshot_begun(learner, begun);
+    let bound = super::settings().log_entries;
+    propose(&mut world, 2 * bound);
+    assert!(first(&world) <= begun + 1, "the entries after the snapshot are kept");
+    let group = &mut world.members.get_mut(&leader).unwrap().group;
+    let accepted = RaftMessage { index: begun, ..message(RaftKind::AppendResponse, group.term().0) };
+    assert_eq!(group.receive(now, learner, accepted), Ok(()));
+    let sent = std::iter::from_fn(|| group.poll_output()).find_map(|output| match output {
+        Output::Send { to, message } if to == learner && !message.entries.is_empty() => Some(message.entries[0].index),
+        _ => None,
+    });
+    assert_eq!(sent, Some(begun + 1), "it goes on right after the snapshot");
+    propose(&mut world, 5 * bound);
+    assert!(first(&world) > begun + bound as u64, "a follower that never ends does not hold the log for ever");
 }
