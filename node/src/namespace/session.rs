@@ -2,7 +2,7 @@
 
 use dfs::limits;
 use dfs::status::Status;
-use dfs::types::{RequestNumber, SessionId, Timestamp};
+use dfs::types::{Attributes, RequestNumber, SessionId, Timestamp};
 use dfs::wire::namespace::{Op, Replied};
 use serde::{Deserialize, Serialize};
 
@@ -47,15 +47,23 @@ impl Outcome {
         match &self.0 {
             Err(status) => digest.word(0).word(u64::from(status.number())).end(),
             Ok(Replied::Done) => digest.word(1).end(),
-            Ok(Replied::Entry { attributes, created }) => {
-                digest.word(2).word(u64::from(*created)).word(attributes.ino.0).word(attributes.version).end()
-            }
-            Ok(Replied::Attributes(attributes)) => digest.word(3).word(attributes.ino.0).word(attributes.version).end(),
-            Ok(Replied::Written { offset, attributes }) => {
-                digest.word(4).word(*offset).word(attributes.ino.0).word(attributes.version).end()
-            }
+            Ok(Replied::Entry { attributes, created }) => with_attributes(digest.word(2).word(u64::from(*created)), attributes),
+            Ok(Replied::Attributes(attributes)) => with_attributes(digest.word(3), attributes),
+            Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
         }
     }
+}
+
+fn with_attributes(digest: Digest, attributes: &Attributes) -> u64 {
+    // Taken apart by name, so that a field added later is not forgotten.
+    let Attributes { ino, kind, mode, uid, gid, links, size, blocks, atime, mtime, ctime, rdev, version, data_version, parent } =
+        *attributes;
+    let mut digest = digest.word(ino.0).word((kind as u64) << 48 | u64::from(mode) << 32 | u64::from(links));
+    digest = digest.word(u64::from(uid) << 32 | u64::from(gid)).word(size).word(blocks);
+    for time in [atime, mtime, ctime] {
+        digest = digest.word(time.seconds as u64).word(u64::from(time.nanos));
+    }
+    digest.word(u64::from(rdev)).word(version).word(data_version).word(parent.0).end()
 }
 
 /// Whether the same request under the same number may succeed later, so that its outcome must not be remembered.
