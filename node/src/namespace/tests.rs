@@ -211,6 +211,31 @@ fn a_chunk_lives_as_long_as_an_extent_refers_to_it() {
 }
 
 #[test]
+fn an_upload_that_was_deleted_cannot_be_named_again() {
+    let mut world = World::new();
+    let ino = world.file("a");
+    world.write_chunk(ino, 0, claim(1, 1, &[1, 2])).unwrap();
+    world.truncate(ino, 0).unwrap();
+    assert_eq!(world.deleted().len(), 1);
+    // The deletion is on its way to the holders: the same receipts prove nothing any more.
+    let item = (claim(1, 1, &[]).hash, Instance { session: SESSION, counter: 1 });
+    assert_eq!(world.namespace.verdicts(NodeId(1), &[item]), [Verdict::Garbage]);
+    assert_eq!(world.write_chunk(ino, 0, claim(1, 1, &[1, 2])), Err(Status::Conflict));
+    world.write_chunk(ino, 0, claim(1, 2, &[1, 2])).unwrap();
+    world.namespace.check_invariants();
+    // What is remembered of it is bounded, by the client's mark or by raising it.
+    for counter in 3..limits::SPENT_UPLOADS_MAX as u64 + 10 {
+        world.truncate(ino, 0).unwrap();
+        world.write_chunk(ino, 0, claim(1, counter, &[1, 2])).unwrap();
+    }
+    let session = world.namespace.session(SESSION).unwrap();
+    assert_eq!((session.spent.len(), session.uploads_from), (limits::SPENT_UPLOADS_MAX, 9));
+    world.apply(Command::Progress { session: SESSION, answered_below: RequestNumber(1), uploads_from: u64::MAX }).unwrap();
+    assert!(world.namespace.session(SESSION).unwrap().spent.is_empty());
+    world.namespace.check_invariants();
+}
+
+#[test]
 fn claims_are_checked() {
     let mut world = World::new();
     let ino = world.file("a");
@@ -529,6 +554,28 @@ fn figures_of_a_million_empty_files() {
     let usage = world.namespace.usage();
     println!("create {:.2} us", seconds * 1e6 / count as f64);
     println!("resident {} accounted {} bytes per file", (resident() - before) / count, usage.namespace_bytes / count);
+    let per_op = |world: &mut World, what: &str, op: &mut dyn FnMut(&mut World, u64)| {
+        let begin = std::time::Instant::now();
+        for index in 0..100_000 {
+            op(world, index);
+            world.log.clear();
+        }
+        println!("{what} {:.2} us", begin.elapsed().as_secs_f64() * 1e6 / 1e5);
+    };
+    let ino = world.create(ROOT, "appended", NewKind::File).unwrap().ino;
+    per_op(&mut world, "append 100 bytes inline", &mut |world, _| drop(world.write(ino, WriteAt::End, &[1; 100]).unwrap()));
+    let ino = world.create(ROOT, "large", NewKind::File).unwrap().ino;
+    per_op(&mut world, "write a new chunk of a large file", &mut |world, index| {
+        let mut claim = claim(1, index + 1, &[1, 2]);
+        claim.hash = ChunkHash::of(&index.to_le_bytes());
+        world.write_chunk(ino, index * limits::SLOT_BYTES, claim).unwrap();
+    });
+    per_op(&mut world, "look up and rename", &mut |world, index| {
+        let (from_name, to_name) = (name(["large", "moved"][index as usize % 2]), name(["moved", "large"][index as usize % 2]));
+        let op = Op::Rename { from_parent: ROOT, from_name, to_parent: ROOT, to_name, mode: RenameMode::Replace };
+        world.op(op).unwrap();
+    });
+    world.namespace.drain_effects();
     let begin = std::time::Instant::now();
     world.namespace.begin_snapshot();
     let (mut slices, mut longest, mut total) = (0, 0.0f64, 0);
