@@ -26,6 +26,20 @@ pub const INLINE_REST_BYTES_MAX: usize = 1 << 10;
 pub const SLOT_EXTENTS_MAX: usize = 512;
 /// Most extents or entries that one command visits.
 pub const COMMAND_VISITS_MAX: usize = 1024;
+/// Most truncations of one file whose slots are still to be freed.
+pub const CUTS_MAX: usize = 8;
+/// Neighbouring inline extents are merged up to this size, so that an append copies no more.
+pub const INLINE_RUN_BYTES_MAX: usize = 16 << 10;
+/// A slot with more extents is offered for folding.
+pub const FOLD_EXTENTS_MIN: usize = 8;
+/// A slot with more inline bytes is offered for folding.
+pub const FOLD_INLINE_BYTES_MIN: usize = 64 << 10;
+/// Inline bytes in one answer about a file's layout.
+pub const EXTENTS_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Ended sessions, and replaced nodes, whose ids are remembered so that a late message cannot bring them back.
+pub const ENDED_IDS_MAX: usize = 1024;
+/// Largest record in a namespace snapshot: a slot full of inline bytes, or a cluster map full of members.
+pub const SNAPSHOT_RECORD_BYTES_MAX: usize = 4 << 20;
 /// Most patches in one write.
 pub const WRITE_PATCHES_MAX: usize = 64;
 /// Most outcomes remembered per session, hence most unanswered requests of one session.
@@ -107,6 +121,8 @@ const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);
+const _: () = assert!(FOLD_EXTENTS_MIN < SLOT_EXTENTS_MAX && SLOT_EXTENTS_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
