@@ -116,6 +116,18 @@ pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
+/// Largest run of log entries in one Raft message, and largest single entry.
+pub const RAFT_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Unacknowledged appends to one follower.
+pub const RAFT_INFLIGHT_MAX: usize = 256;
+/// Proposed but not committed; beyond it a leader is busy.
+pub const RAFT_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// The log drops applied entries beyond this; up to four times as much is kept for a follower that is receiving a snapshot.
+pub const RAFT_LOG_BYTES_MAX: usize = 32 << 20;
+/// The same in entries.
+pub const RAFT_LOG_ENTRIES_MAX: usize = 1 << 16;
+/// A follower at most this far behind counts as caught up.
+pub const RAFT_CAUGHT_UP_ENTRIES: u64 = 256;
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
@@ -128,4 +140,6 @@ const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
 const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
+const _: () = assert!(2 * RAFT_MESSAGE_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
+const _: () = assert!(RAFT_MESSAGE_BYTES_MAX < RAFT_UNCOMMITTED_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));

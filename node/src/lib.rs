@@ -1,3 +1,4 @@
 //! Storage node of dfs.
 
 pub mod namespace;
+pub mod raft;
