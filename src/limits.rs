@@ -50,8 +50,35 @@ pub const CONTROL_BODY_BYTES_MAX: usize = 4 << 20;
 pub const BULK_BODY_BYTES_MAX: usize = 4 << 20;
 /// Largest payload of a frame.
 pub const PAYLOAD_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+/// Largest record that is kept or replicated as a unit (a log entry); several fit one control frame.
+pub const RECORD_BYTES_MAX: usize = 2 << 20;
+/// Most items in one list of uploads (deletion, audit, loss).
+pub const UPLOADS_LIST_MAX: usize = 4096;
+/// Most names in one path.
+pub const PATH_NAMES_MAX: usize = 4096;
+/// Bytes read from one connection before others get their turn.
+pub const CONNECTION_TURN_BYTES_MAX: usize = 1 << 20;
+/// Bytes read from all connections before what they brought is handled.
+pub const READ_TURN_BYTES_MAX: usize = 16 << 20;
+/// Connections accepted in one turn.
+pub const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// A connection that is being closed may take this long to deliver what is queued.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// Lines about refused connections written per second; the rest is counted.
+pub const REFUSAL_LINES_PER_SECOND_MAX: u32 = 10;
 /// Bytes queued towards one peer before reading from it stops.
 pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Unanswered requests on one link.
+pub const LINK_REQUESTS_MAX: usize = 8192;
+/// Notices kept for a link that is being dialled; the oldest are dropped first.
+pub const LINK_NOTICES_QUEUED_MAX: usize = 256;
+/// Peers (address, incarnation, lane) that one process remembers; idle ones are forgotten first.
+pub const LINK_PEERS_MAX: usize = 4 * NODES_MAX;
+/// Time between two attempts to dial a peer, at first and at most.
+pub const REDIAL_DELAY_MIN: Duration = Duration::from_millis(20);
+pub const REDIAL_DELAY_MAX: Duration = Duration::from_millis(500);
+/// A link that has not given a sign of life for this long while it owes an answer is given up and dialled anew.
+pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
 /// Time for a handshake.
@@ -112,4 +139,6 @@ const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_m
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
+const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
+const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));
