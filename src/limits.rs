@@ -82,6 +82,17 @@ pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 pub const REFUSAL_LINES_PER_SECOND_MAX: u32 = 10;
 /// Bytes queued towards one peer before reading from it stops.
 pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Unanswered requests on one link.
+pub const LINK_REQUESTS_MAX: usize = 8192;
+/// Notices kept for a link that is being dialled; the oldest are dropped first.
+pub const LINK_NOTICES_QUEUED_MAX: usize = 256;
+/// Peers (address, incarnation, lane) that one process remembers; idle ones are forgotten first.
+pub const LINK_PEERS_MAX: usize = 4 * NODES_MAX;
+/// Time between two attempts to dial a peer, at first and at most.
+pub const REDIAL_DELAY_MIN: Duration = Duration::from_millis(20);
+pub const REDIAL_DELAY_MAX: Duration = Duration::from_millis(500);
+/// A link that has not given a sign of life for this long while it owes an answer is given up and dialled anew.
+pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
 /// Time for a handshake.
@@ -114,6 +125,24 @@ pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// A deleted chunk stays readable this long for readers on their way.
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
+/// Memory that a chunk is charged for beside its bytes: map entries, the allocator's rounding.
+pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
+/// Memory that each upload of a chunk is charged for.
+pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
+/// Most uploads of one chunk that a node remembers at once; more are refused as `Busy` until an audit has settled some.
+pub const INSTANCES_PER_CHUNK_MAX: usize = 4096;
+/// Most bad copies that a node keeps in mind until the leader has acknowledged their loss.
+pub const LOST_REPORTS_MAX: usize = 65_536;
+/// Most uploads in one audit, deletion or loss report.
+pub const CHUNK_ITEMS_MAX: usize = 4096;
+/// A node asks about a new upload after this time.
+pub const AUDIT_FIRST_AFTER: Duration = Duration::from_secs(1);
+/// A node asks again about an upload that may still be committed, or that nobody answered for.
+pub const AUDIT_RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Time in which a node asks once about everything it keeps.
+pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
+/// The same after a change of leader, when deletions may have been lost.
+pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 /// Largest run of log entries in one Raft message, and largest single entry.

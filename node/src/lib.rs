@@ -2,3 +2,4 @@
 
 pub mod namespace;
 pub mod raft;
+pub mod chunk;
