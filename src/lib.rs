@@ -8,6 +8,7 @@ pub mod cluster_map;
 pub mod limits;
 pub mod link;
 pub mod links;
+pub mod net;
 pub mod placement;
 pub mod random;
 pub mod status;
