@@ -15,3 +15,5 @@ pub mod status;
 pub mod time;
 pub mod types;
 pub mod wire;
+
+pub use client::Client;
