@@ -6,6 +6,7 @@ use dfs_node::node::Sabotage;
 
 use sim::plan::Plan;
 use sim::run::{Run, caught, run_seed};
+use sim::scripts::upload_races_deletion;
 
 /// Seeds that every `cargo test` runs.
 const FIXED_SEEDS: u64 = 60;
@@ -79,6 +80,13 @@ fn the_same_seed_gives_the_same_history() {
     for seed in [3, 7] {
         let traces: Vec<u64> = (0..2).map(|_| run_seed(seed, None).expect("a good seed").trace).collect();
         assert_eq!(traces[0], traces[1]);
+    }
+}
+
+#[test]
+fn a_deduplicated_upload_races_the_deletion_of_the_last_reference() {
+    for seed in 0..3 {
+        caught(|| upload_races_deletion(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 

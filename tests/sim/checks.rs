@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dfs::cluster_map::MemberState;
 use dfs::types::{ChunkHash, Instance, NodeId, Term};
+use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
-use super::network::Pid;
 use super::world::World;
 
 /// Facts about the whole history of a cluster.
@@ -14,7 +15,9 @@ pub struct Checks {
     leaders: BTreeMap<Term, NodeId>,
     /// State hash after each applied index, as the first node that got there had it.
     states: BTreeMap<u64, (NodeId, u64)>,
-    /// Incarnations that some map declared dead.
+    /// Where each incarnation was when last looked at.
+    applied: BTreeMap<NodeId, u64>,
+    /// Incarnations that a leader declared dead.
     pub dead: BTreeSet<NodeId>,
     turns: u64,
 }
@@ -33,14 +36,17 @@ impl Checks {
     }
 
     fn look_at(&mut self, node: &Node) {
-        let seen = node.inspect();
-        if seen.is_leader {
-            let leader = *self.leaders.entry(seen.term).or_insert(seen.id);
-            assert_eq!(leader, seen.id, "two leaders in term {}", seen.term);
+        let (id, applied) = (node.id(), node.namespace().applied());
+        if let Some(term) = node.leads() {
+            let leader = *self.leaders.entry(term).or_insert(id);
+            assert_eq!(leader, id, "two leaders in term {term}");
         }
-        if seen.applied > 0 {
-            let (first, hash) = *self.states.entry(seen.applied).or_insert((seen.id, seen.state_hash));
-            assert_eq!(hash, seen.state_hash, "{} and {first} differ after applying entry {}", seen.id, seen.applied);
+        if self.applied.insert(id, applied) != Some(applied) {
+            let state_hash = node.namespace().state_hash();
+            let (first, hash) = *self.states.entry(applied).or_insert((id, state_hash));
+            let dead = node.map().members.iter().filter(|member| member.state == MemberState::Dead);
+            self.dead.extend(dead.map(|member| member.id));
+            assert_eq!(hash, state_hash, "{id} and {first} differ after applying entry {applied}");
         }
     }
 
@@ -51,19 +57,18 @@ impl Checks {
 
 /// Why the cluster is not at rest yet; `None` when it is.
 pub fn unrest(world: &World, expected_nodes: usize) -> Option<String> {
-    let nodes: Vec<(Pid, &Node)> = world.nodes().collect();
-    let seen: Vec<_> = nodes.iter().map(|(_, node)| node.inspect()).collect();
-    let leaders: Vec<_> = seen.iter().filter(|seen| seen.is_leader).collect();
+    let nodes: Vec<&Node> = world.nodes().map(|(_, node)| node).collect();
+    let leaders: Vec<&&Node> = nodes.iter().filter(|node| node.leads().is_some()).collect();
     let [leader] = leaders[..] else { return Some(format!("{} leaders", leaders.len())) };
-    if let Some(lagging) = seen.iter().find(|one| one.term != leader.term || one.applied != leader.applied) {
-        return Some(format!("{} is at {}, the leader {} at {}", lagging.id, lagging.applied, leader.id, leader.applied));
+    let applied = |node: &Node| node.namespace().applied();
+    if let Some(lagging) = nodes.iter().find(|node| applied(node) != applied(leader)) {
+        return Some(format!("{} is at {}, the leader {} at {}", lagging.id(), applied(lagging), leader.id(), applied(leader)));
     }
-    if let Some(other) = seen.iter().find(|one| one.state_hash != leader.state_hash) {
-        return Some(format!("the states of {} and {} differ", other.id, leader.id));
+    if let Some(other) = nodes.iter().find(|node| node.namespace().state_hash() != leader.namespace().state_hash()) {
+        return Some(format!("the states of {} and {} differ", other.id(), leader.id()));
     }
-    let (_, node) = nodes.iter().find(|(_, node)| node.inspect().id == leader.id)?;
-    let map = node.map();
-    let ids: BTreeSet<NodeId> = seen.iter().map(|one| one.id).collect();
+    let map = leader.map();
+    let ids: BTreeSet<NodeId> = nodes.iter().map(|node| node.id()).collect();
     let living: BTreeSet<NodeId> = map.members.iter().filter(|member| map.is_living(member.id)).map(|member| member.id).collect();
     if living != ids || ids.len() != expected_nodes {
         return Some(format!("the map has {living:?} living, in fact there are {ids:?} of {expected_nodes}"));
@@ -72,13 +77,13 @@ pub fn unrest(world: &World, expected_nodes: usize) -> Option<String> {
     if voters.len() != 3 || !voters.is_subset(&ids) {
         return Some(format!("voters are {voters:?} of {ids:?}"));
     }
-    unrest_of_chunks(node, &nodes)
+    unrest_of_chunks(leader, &nodes)
 }
 
 /// Referenced bytes are where the namespace says, and nothing else is anywhere.
-fn unrest_of_chunks(leader: &Node, nodes: &[(Pid, &Node)]) -> Option<String> {
-    let records = leader.chunk_records();
-    let by_id: BTreeMap<NodeId, &Node> = nodes.iter().map(|(_, node)| (node.inspect().id, *node)).collect();
+fn unrest_of_chunks(leader: &Node, nodes: &[&Node]) -> Option<String> {
+    let records: Vec<ChunkPlace> = leader.namespace().chunk_places().collect();
+    let by_id: BTreeMap<NodeId, &Node> = nodes.iter().map(|node| (node.id(), *node)).collect();
     let mut wanted: BTreeMap<NodeId, BTreeSet<(ChunkHash, Instance)>> = BTreeMap::new();
     for record in &records {
         let living: Vec<NodeId> = record.holders.iter().copied().filter(|holder| by_id.contains_key(holder)).collect();
@@ -88,7 +93,7 @@ fn unrest_of_chunks(leader: &Node, nodes: &[(Pid, &Node)]) -> Option<String> {
         living.iter().for_each(|holder| _ = wanted.entry(*holder).or_default().insert((record.hash, record.instance)));
     }
     for (id, node) in &by_id {
-        let held: BTreeSet<(ChunkHash, Instance)> = node.chunk_store().uploads().collect();
+        let held: BTreeSet<(ChunkHash, Instance)> = node.chunks().uploads().collect();
         let wanted = wanted.remove(id).unwrap_or_default();
         if let Some(missing) = wanted.difference(&held).next() {
             return Some(format!("{id} should hold {missing:?} and does not ({} of {} held)", held.len(), wanted.len()));

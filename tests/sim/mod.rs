@@ -7,5 +7,6 @@ pub mod network;
 pub mod plan;
 pub mod process;
 pub mod run;
+pub mod scripts;
 pub mod world;
 pub mod workload;

@@ -129,7 +129,7 @@ impl Process {
                 NodeOutput::Link(action) => Wish::Link(action),
                 NodeOutput::Identity(hello) => Wish::Identity(hello),
                 NodeOutput::Ready { .. } => Wish::NodeReady,
-                NodeOutput::Stopped { reason } => Wish::NodeStopped(reason.to_string()),
+                NodeOutput::Stopped { reason } => Wish::NodeStopped(reason),
             }),
             Machine::Client(core) => core.poll_output().map(|output| match output {
                 Output::Link(action) => Wish::Link(action),

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use dfs::client::{Call, Event as ClientEvent, Reply};
 use dfs::limits;
 use dfs::status::Status;
-use dfs::types::{Address, InodeId, ROOT};
+use dfs::types::{Address, InodeId, NodeId, ROOT};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
@@ -87,7 +87,15 @@ impl Run {
     }
 
     pub fn start_node(&mut self, host: Host, start: Start) -> Pid {
-        let config = NodeConfig { sabotage: self.sabotage, ..NodeConfig::new(address(host), self.plan.nodes[host], start) };
+        let reused = self.sabotage == Some(Sabotage::ReuseRaftId);
+        let config = NodeConfig {
+            address: address(host),
+            memory: self.plan.nodes[host],
+            zone: String::new(),
+            start,
+            id: reused.then_some(NodeId(host as u64 + 1)),
+            sabotage: self.sabotage,
+        };
         self.world.start_node(host, address(host), config)
     }
 
@@ -262,10 +270,10 @@ impl Run {
 
     fn corrupt(&mut self, pid: Pid, count: u64, mut random: dfs::random::Random) {
         let Some(node) = self.world.processes.get_mut(&pid).and_then(|process| process.as_node_mut()) else { return };
-        let hashes: Vec<_> = node.chunk_store().uploads().map(|(hash, _)| hash).collect();
+        let hashes: Vec<_> = node.chunks().uploads().map(|(hash, _)| hash).collect();
         for _ in 0..count.min(hashes.len() as u64) {
             let hash = hashes[random.below(hashes.len() as u64) as usize];
-            node.corrupt_chunk_for_test(&hash, random.next() as usize);
+            node.chunks_mut().corrupt_for_test(&hash, random.next() as usize);
         }
     }
 

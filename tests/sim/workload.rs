@@ -94,7 +94,7 @@ fn is_certain(status: Status) -> bool {
     status.number() < 40 && !matches!(status, Status::Interrupted | Status::WouldBlock)
 }
 
-fn name(text: &str) -> Name {
+pub fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).expect("a good name")
 }
 

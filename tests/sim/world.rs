@@ -8,6 +8,7 @@ use dfs::link::{Frame, Hello, LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::types::Address;
+use dfs::wire::message::{Body, Request};
 use dfs::wire::{codec, handshake};
 use dfs_node::node::{Node, NodeConfig};
 
@@ -19,6 +20,9 @@ pub const SECOND: u64 = 1_000_000_000;
 /// A node that takes more turns than this within a virtual second is in a loop.
 const TURNS_MAX: u32 = 200_000;
 
+/// Requests from this number on are echoes, which nobody waits for.
+const ECHO: u64 = 1 << 60;
+
 /// What is going to happen.
 enum Event {
     Wake(Pid),
@@ -28,6 +32,8 @@ enum Event {
     Arrive(ConnectionId, usize, Arrival),
     /// Has the partition outlasted what the connection bears?
     StallCheck(ConnectionId, usize),
+    /// A request comes once more, long after the first.
+    Echo(ConnectionId, usize, Frame),
     /// Something for whoever drives the world.
     Alarm(u64),
 }
@@ -67,6 +73,8 @@ pub struct World {
     /// Changes with everything that happens: the same seed must give the same one.
     pub trace: u64,
     pub frames: u64,
+    /// How many of four deletions come twice, the second time late.
+    pub echoes: u64,
     pub log: bool,
 }
 
@@ -89,6 +97,7 @@ impl World {
             touched: BTreeSet::new(),
             trace: seed,
             frames: 0,
+            echoes: 1,
             log: std::env::var_os("DFS_SIM_LOG").is_some(),
         }
     }
@@ -269,6 +278,7 @@ impl World {
                     self.deliver(id, 1 - end, Arrival::Down(Status::TimedOut, None));
                 }
             }
+            Event::Echo(id, end, frame) => self.deliver(id, end, Arrival::Frame(frame)),
             Event::Alarm(token) => self.news.push_back(News::Alarm(token)),
         }
     }
@@ -280,7 +290,7 @@ impl World {
             Event::Wake(_) | Event::Alarm(_) => None,
             Event::Dial(id) => end(id, 1),
             Event::DialTimeout(id) => end(id, 0),
-            Event::Arrive(id, to, _) => end(id, *to),
+            Event::Arrive(id, to, _) | Event::Echo(id, to, _) => end(id, *to),
             Event::StallCheck(id, to) => end(id, 1 - to),
         }
     }
@@ -397,7 +407,8 @@ impl World {
     fn send_frame(&mut self, pid: Pid, link: LinkId, frame: Frame) {
         let Some(&(id, end)) = self.network.links.get(&(pid, link)) else { return };
         let Some(connection) = self.network.connections.get(&id) else { return };
-        if connection.ends[end].state != EndState::Up {
+        let answers_an_echo = matches!(frame.body, Body::Response(_)) && frame.request >= ECHO;
+        if connection.ends[end].state != EndState::Up || answers_an_echo {
             return;
         }
         // Through the codec, as in life: what does not encode or decode must not work here either.
@@ -414,6 +425,10 @@ impl World {
             eprintln!("{:>13} {pid} -> {} {:.200}", self.now, self.network.connections[&id].ends[1 - end].pid, text);
         }
         let size = bytes.len() + frame.payload.len();
+        if matches!(body, Body::Request(Request::Delete { .. })) && self.random.chance(self.echoes, 4) {
+            let (after, echo) = (self.random.below(3 * SECOND), Frame { request: ECHO + self.sequence, ..frame.clone() });
+            self.schedule(self.now + after, Event::Echo(id, 1 - end, echo));
+        }
         self.send(id, 1 - end, Arrival::Frame(Frame { body, ..frame }), size);
     }
 
