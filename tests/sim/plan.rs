@@ -43,7 +43,8 @@ pub struct Plan {
 impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let mut random = Random::new(seed ^ 0x5eed);
-        let count = 3 + random.below(if random.chance(1, 4) { 5 } else { 2 }) as usize;
+        let choices = if random.chance(1, 4) { 5 } else { 2 };
+        let count = 3 + random.below(choices) as usize;
         let small = random.chance(1, 8);
         let memory = if small { 3 << 20 } else { 256 << 20 };
         let mut nodes = vec![memory; count];

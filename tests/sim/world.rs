@@ -162,9 +162,6 @@ impl World {
         }
     }
 
-    pub fn node_on(&self, host: Host) -> Option<&Node> {
-        self.processes.get(self.on_host.get(&host)?)?.as_node()
-    }
 
     pub fn pid_on(&self, host: Host) -> Option<Pid> {
         self.on_host.get(&host).copied()
