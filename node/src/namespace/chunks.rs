@@ -10,7 +10,7 @@ use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Instance, NodeId, SessionId};
 use dfs::wire::message::Verdict;
-use dfs::wire::namespace::ChunkClaim;
+use dfs::wire::namespace::{ChunkClaim, ChunkPlace};
 use serde::{Deserialize, Serialize};
 
 use super::Namespace;
@@ -76,6 +76,16 @@ pub(super) fn gather_claims(claims: &[ChunkClaim], session: SessionId) -> Result
 }
 
 impl Namespace {
+    /// Every chunk that is referenced, with the nodes recorded to hold it.
+    pub fn chunk_places(&self) -> impl Iterator<Item = ChunkPlace> {
+        self.store.chunks().map(|(hash, record)| ChunkPlace {
+            hash,
+            length: record.length,
+            instance: record.instance,
+            holders: record.holders.to_vec(),
+        })
+    }
+
     /// The length of a chunk that an operation may name: one that is referenced, or one that it claims.
     pub(super) fn chunk_length(&self, hash: &ChunkHash, claims: &Claims) -> Result<u32, Status> {
         match (self.store.chunk(hash), claims.get(hash)) {

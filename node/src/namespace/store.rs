@@ -301,6 +301,10 @@ impl Store {
         self.chunks.get(hash)
     }
 
+    pub fn chunks(&self) -> impl Iterator<Item = (ChunkHash, &ChunkRecord)> {
+        self.chunks.iter().map(|(hash, chunk)| (*hash, chunk))
+    }
+
     pub fn session(&self, id: SessionId) -> Option<&Session> {
         self.sessions.get(&id)
     }

@@ -1,0 +1,12 @@
+//! Whole clusters in one process under virtual time, with a seeded, faulty network and the production cores.
+
+pub mod checks;
+pub mod files;
+pub mod linear;
+pub mod network;
+pub mod plan;
+pub mod process;
+pub mod run;
+pub mod scripts;
+pub mod world;
+pub mod workload;

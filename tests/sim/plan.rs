@@ -1,0 +1,139 @@
+//! What a seed means: size of the cluster, speed of the network, which faults come when. All drawn before anything runs.
+//!
+//! Faults stay within the promise. Without repair a cluster survives the loss of one data holder's RAM, so at most one storage node
+//! (the *victim*) is killed, corrupted or cut off for long; whoever else is disturbed comes back before it is declared dead.
+
+use dfs::random::Random;
+
+use super::network::Speed;
+use super::world::{Death, MILLISECOND, SECOND};
+
+/// One disturbance. Nodes are named by their index in the plan, `clients` follow behind them as hosts.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// Kill, and start a new incarnation at the same address after a while.
+    Crash { host: usize, death: Death, back_after: u64 },
+    Pause { host: usize, length: u64 },
+    /// Nothing passes from any of `from` to any of `to`; with `both` also not back.
+    Partition { from: Vec<usize>, to: Vec<usize>, both: bool, length: u64 },
+    /// Every packet of the host takes longer.
+    Slow { host: usize, by: u64, length: u64 },
+    /// Some connections are lost.
+    Resets { count: u64 },
+    /// A bit flips in some chunks of a node.
+    Corrupt { host: usize, count: u64 },
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// Memory of each node; 0 only votes.
+    pub nodes: Vec<u64>,
+    pub clients: usize,
+    pub actors_per_client: usize,
+    pub speed: Speed,
+    /// Sorted by time since the workload began.
+    pub faults: Vec<(u64, Fault)>,
+    /// How long phase 1 lasts.
+    pub length: u64,
+    /// Largest write.
+    pub write_max: u64,
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Plan {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let choices = if random.chance(1, 4) { 5 } else { 2 };
+        let count = 3 + random.below(choices) as usize;
+        let small = random.chance(1, 8);
+        let memory = if small { 3 << 20 } else { 256 << 20 };
+        let mut nodes = vec![memory; count];
+        // Sometimes a node only votes; three that store remain where a victim may be lost.
+        if count > 3 && random.chance(1, 3) {
+            nodes[random.below(count as u64) as usize] = 0;
+        }
+        let clients = 2 + random.below(3) as usize;
+        let speed = match random.below(3) {
+            0 => Speed { latency_ns: 20_000, jitter_ns: 30_000, ns_per_byte: 1 },
+            1 => Speed { latency_ns: 200_000, jitter_ns: 2 * MILLISECOND, ns_per_byte: 8 },
+            _ => Speed { latency_ns: MILLISECOND, jitter_ns: 8 * MILLISECOND, ns_per_byte: 8 },
+        };
+        let length = (12 + random.below(14)) * SECOND;
+        let faults = draw_faults(&mut random, &nodes, clients, length);
+        let write_max = if random.chance(1, 6) { 1_500_000 } else { 60_000 };
+        Plan { seed, nodes, clients, actors_per_client: 1 + random.below(2) as usize, speed, faults, length, write_max }
+    }
+
+    /// The same cluster without any fault.
+    pub fn calm(mut self) -> Plan {
+        self.faults.clear();
+        self
+    }
+
+    pub fn client_host(&self, client: usize) -> usize {
+        self.nodes.len() + client
+    }
+}
+
+fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) -> Vec<(u64, Fault)> {
+    let mut faults = Vec::new();
+    let victim = random.below(nodes.len() as u64) as usize;
+    let all: Vec<usize> = (0..nodes.len()).collect();
+    let hosts = nodes.len() + clients;
+    let when = |random: &mut Random| SECOND + random.below(length * 2 / 3);
+    // The one that may last.
+    let begins = when(random);
+    let others: Vec<usize> = (0..hosts).filter(|&host| host != victim).collect();
+    match random.below(8) {
+        0..=2 => {
+            let death = if random.chance(1, 2) { Death::Killed } else { Death::Silent };
+            faults.push((begins, Fault::Crash { host: victim, death, back_after: random.below(6 * SECOND) }));
+        }
+        3 => faults.push((begins, Fault::Pause { host: victim, length: random.below(8 * SECOND) })),
+        4 => {
+            let (from, to) = if random.chance(1, 2) { (vec![victim], others) } else { (others, vec![victim]) };
+            faults.push((begins, Fault::Partition { from, to, both: random.chance(1, 2), length: random.below(9 * SECOND) }));
+        }
+        5 => {
+            let peer = all[(victim + 1) % all.len()];
+            faults.push((begins, Fault::Partition { from: vec![victim], to: vec![peer], both: random.chance(2, 3), length: random.below(9 * SECOND) }));
+        }
+        6 => faults.push((begins, Fault::Corrupt { host: victim, count: 1 + random.below(5) })),
+        _ => {}
+    }
+    // Short ones, one after another, so that together they are short too.
+    let mut at = SECOND;
+    while at < length * 4 / 5 {
+        at += random.below(2500 * MILLISECOND);
+        let brief = 50 * MILLISECOND + random.below(900 * MILLISECOND);
+        let host = random.below(hosts as u64) as usize;
+        let fault = match random.below(7) {
+            0 => Fault::Pause { host: random.below(nodes.len() as u64) as usize, length: brief },
+            1 | 2 => {
+                let rest = (0..hosts).filter(|&other| other != host).collect();
+                let (from, to) = if random.chance(1, 2) { (vec![host], rest) } else { (rest, vec![host]) };
+                Fault::Partition { from, to, both: random.chance(1, 2), length: brief }
+            }
+            3 => Fault::Slow { host, by: random.below(300 * MILLISECOND), length: brief },
+            _ => Fault::Resets { count: 1 + random.below(4) },
+        };
+        faults.push((at, fault));
+        at += brief + 1200 * MILLISECOND;
+    }
+    // Clients may be stopped, cut off and killed as long as anyone likes.
+    for client in 0..clients {
+        if random.chance(1, 3) {
+            let host = nodes.len() + client;
+            let length = random.below(7 * SECOND);
+            let fault = match random.below(4) {
+                0 => Fault::Pause { host, length },
+                1 => Fault::Partition { from: vec![host], to: all.clone(), both: random.chance(1, 2), length },
+                2 => Fault::Partition { from: vec![host], to: vec![victim], both: true, length },
+                _ => Fault::Crash { host, death: Death::Killed, back_after: random.below(3 * SECOND) },
+            };
+            faults.push((when(random), fault));
+        }
+    }
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}

@@ -1,0 +1,155 @@
+//! The processes of the simulation: a node or a client core behind one face, each with a clock of its own.
+
+use dfs::client::{Call, Config, Core, Event, Output, Reply};
+use dfs::link::{Hello, LinkAction, LinkEvent};
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::{Address, SessionId, Timestamp};
+use dfs_node::node::{Node, NodeConfig, NodeOutput};
+
+use super::network::{Host, Pid};
+
+/// What a process wants of the world.
+pub enum Wish {
+    Link(LinkAction),
+    /// What it says to whoever dials it.
+    Identity(Hello),
+    NodeReady,
+    NodeStopped(String),
+    Done { token: u64, result: Result<Reply, Status> },
+    Client(Event),
+}
+
+pub enum Machine {
+    Node(Box<Node>),
+    Client(Box<Core>),
+}
+
+/// A clock that is off, and runs a little fast or slow.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pub base: u64,
+    pub drift_ppm: i64,
+    pub wall_seconds: i64,
+}
+
+impl Clock {
+    pub fn local(&self, now: u64) -> Time {
+        let drift = now as i128 * self.drift_ppm as i128 / 1_000_000;
+        Time((self.base as i128 + now as i128 + drift) as u64)
+    }
+
+    /// The first instant at which the clock shows at least `local`.
+    pub fn true_time(&self, local: Time) -> u64 {
+        if local == Time::NEVER {
+            return u64::MAX;
+        }
+        let shown = local.0.saturating_sub(self.base) as i128;
+        let mut now = (shown * 1_000_000 / (1_000_000 + self.drift_ppm as i128)).max(0) as u64;
+        now = now.saturating_sub(2);
+        while self.local(now) < local {
+            now += 1;
+        }
+        now
+    }
+
+    pub fn wall(&self, now: u64) -> Timestamp {
+        let nanos = now + self.base % 1_000_000_000;
+        Timestamp {
+            seconds: 1_700_000_000 + self.wall_seconds + (nanos / 1_000_000_000) as i64,
+            nanos: (nanos % 1_000_000_000) as u32,
+        }
+    }
+}
+
+/// One life of one process.
+pub struct Process {
+    pub pid: Pid,
+    pub host: Host,
+    pub machine: Machine,
+    pub clock: Clock,
+    pub identity: Option<Hello>,
+    pub ready: bool,
+    /// When the world will call `on_deadline`; `u64::MAX` for never.
+    pub wake_at: u64,
+    /// Turns since the virtual second began, to find a busy loop.
+    pub turns: (u64, u32),
+}
+
+impl Process {
+    pub fn node(pid: Pid, host: Host, clock: Clock, now: u64, config: NodeConfig, seed: u64) -> Self {
+        let node = Node::new(config, clock.local(now), clock.wall(now), seed);
+        Process::new(pid, host, clock, Machine::Node(Box::new(node)))
+    }
+
+    pub fn client(pid: Pid, host: Host, clock: Clock, now: u64, nodes: Vec<Address>, session: u64, seed: u64) -> Self {
+        let core = Core::new(Config::new(nodes, SessionId(session)), clock.local(now), seed);
+        Process::new(pid, host, clock, Machine::Client(Box::new(core)))
+    }
+
+    fn new(pid: Pid, host: Host, clock: Clock, machine: Machine) -> Self {
+        Process { pid, host, machine, clock, identity: None, ready: false, wake_at: u64::MAX, turns: (0, 0) }
+    }
+
+    pub fn feed(&mut self, now: u64, event: LinkEvent) {
+        let (local, wall) = (self.clock.local(now), self.clock.wall(now));
+        match &mut self.machine {
+            Machine::Node(node) => node.handle(local, wall, event),
+            Machine::Client(core) => core.on_link(local, event),
+        }
+    }
+
+    pub fn submit(&mut self, now: u64, token: u64, call: Call) {
+        let local = self.clock.local(now);
+        match &mut self.machine {
+            Machine::Client(core) => core.submit(local, token, call),
+            Machine::Node(_) => panic!("calls go to clients"),
+        }
+    }
+
+    pub fn on_deadline(&mut self, now: u64) {
+        let (local, wall) = (self.clock.local(now), self.clock.wall(now));
+        match &mut self.machine {
+            Machine::Node(node) => node.on_deadline(local, wall),
+            Machine::Client(core) => core.on_deadline(local),
+        }
+    }
+
+    pub fn next_deadline(&self) -> u64 {
+        let local = match &self.machine {
+            Machine::Node(node) => node.next_deadline(),
+            Machine::Client(core) => core.next_deadline(),
+        };
+        self.clock.true_time(local)
+    }
+
+    pub fn poll(&mut self) -> Option<Wish> {
+        match &mut self.machine {
+            Machine::Node(node) => node.poll_output().map(|output| match output {
+                NodeOutput::Link(action) => Wish::Link(action),
+                NodeOutput::Identity(hello) => Wish::Identity(hello),
+                NodeOutput::Ready { .. } => Wish::NodeReady,
+                NodeOutput::Stopped { reason } => Wish::NodeStopped(reason),
+            }),
+            Machine::Client(core) => core.poll_output().map(|output| match output {
+                Output::Link(action) => Wish::Link(action),
+                Output::Done { token, result } => Wish::Done { token, result },
+                Output::Event(event) => Wish::Client(event),
+            }),
+        }
+    }
+
+    pub fn as_node(&self) -> Option<&Node> {
+        match &self.machine {
+            Machine::Node(node) => Some(node),
+            Machine::Client(_) => None,
+        }
+    }
+
+    pub fn as_node_mut(&mut self) -> Option<&mut Node> {
+        match &mut self.machine {
+            Machine::Node(node) => Some(node),
+            Machine::Client(_) => None,
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! One seed from beginning to end: form a cluster, work under faults, heal, demand that everything is right.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use dfs::client::{Call, Event as ClientEvent, Reply};
+use dfs::limits;
+use dfs::status::Status;
+use dfs::types::{Address, InodeId, NodeId, ROOT};
+use dfs::wire::namespace::{NewKind, Replied, WriteAt};
+use dfs_node::node::{NodeConfig, Sabotage, Start};
+
+use super::checks::{Checks, unrest};
+use super::network::{Host, Pid};
+use super::plan::{Fault, Plan};
+use super::workload::{Ground, REGISTERS, Stats, Workload, create};
+use super::world::{Death, MILLISECOND, News, SECOND, World};
+
+/// What a seed came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Report {
+    pub trace: u64,
+    pub stats: Stats,
+    pub frames: u64,
+    pub virtual_seconds: u64,
+    pub declared_dead: usize,
+}
+
+/// What the alarms of a run mean.
+#[derive(Clone, Debug)]
+enum Alarm {
+    Begin(usize),
+    End(Fault),
+    Resume(Pid),
+    Restart(Host),
+    Act(usize),
+}
+
+pub struct Run {
+    pub plan: Plan,
+    pub world: World,
+    pub checks: Checks,
+    sabotage: Option<Sabotage>,
+    alarms: Vec<Alarm>,
+    clients: Vec<Option<Pid>>,
+    workload: Option<Workload>,
+    /// Whether actors begin new work.
+    working: bool,
+    answers: Vec<(u64, Result<Reply, Status>)>,
+    started: std::collections::BTreeMap<(Pid, u64), u64>,
+    ready: std::collections::BTreeSet<Pid>,
+}
+
+/// Tokens of calls that are not of the workload.
+const OWN_TOKEN: u64 = 1 << 60;
+
+pub fn address(host: Host) -> Address {
+    Address::Tcp { host: format!("node{host}"), port: 7400 }
+}
+
+impl Run {
+    pub fn new(plan: Plan, sabotage: Option<Sabotage>) -> Self {
+        let world = World::new(plan.seed, plan.speed.clone());
+        let clients = vec![None; plan.clients];
+        Run {
+            plan,
+            world,
+            checks: Checks::default(),
+            sabotage,
+            alarms: Vec::new(),
+            clients,
+            workload: None,
+            working: false,
+            answers: Vec::new(),
+            started: Default::default(),
+            ready: Default::default(),
+        }
+    }
+
+    fn alarm(&mut self, after: u64, alarm: Alarm) {
+        self.alarms.push(alarm);
+        self.world.alarm(after, self.alarms.len() as u64 - 1);
+    }
+
+    fn addresses(&self) -> Vec<Address> {
+        (0..self.plan.nodes.len()).map(address).collect()
+    }
+
+    pub fn start_node(&mut self, host: Host, start: Start) -> Pid {
+        let reused = self.sabotage == Some(Sabotage::ReuseRaftId);
+        let config = NodeConfig {
+            address: address(host),
+            memory: self.plan.nodes[host],
+            zone: String::new(),
+            start,
+            id: reused.then_some(NodeId(host as u64 + 1)),
+            sabotage: self.sabotage,
+        };
+        self.world.start_node(host, address(host), config)
+    }
+
+    pub fn start_client(&mut self, client: usize) -> Pid {
+        let (host, nodes) = (self.plan.client_host(client), self.addresses());
+        let pid = self.world.start_client(host, nodes);
+        if client < self.clients.len() {
+            self.clients[client] = Some(pid);
+        }
+        pid
+    }
+
+    /// Lets one thing happen, and looks at it.
+    fn step(&mut self, until: u64) -> bool {
+        let moved = self.world.step(until);
+        self.checks.look(&mut self.world);
+        while let Some(news) = self.world.news.pop_front() {
+            self.on_news(news);
+        }
+        moved
+    }
+
+    pub fn run_for(&mut self, length: u64) {
+        let until = self.world.now + length;
+        while self.step(until) {}
+    }
+
+    /// Runs until the condition holds; panics with what it says if it does not in time.
+    pub fn run_until(&mut self, length: u64, what: &str, mut missing: impl FnMut(&Run) -> Option<String>) {
+        let until = self.world.now + length;
+        loop {
+            let Some(why) = missing(self) else { return };
+            assert!(self.world.now < until, "{what} took too long: {why}");
+            self.run_for(20 * MILLISECOND);
+        }
+    }
+
+    /// One call of a client, to its end.
+    pub fn call(&mut self, client: Pid, call: Call) -> Result<Reply, Status> {
+        let token = self.send(client, call);
+        self.wait(token)
+    }
+
+    /// Begins a call.
+    pub fn send(&mut self, client: Pid, call: Call) -> u64 {
+        let token = OWN_TOKEN + self.world.now + self.started.len() as u64 + self.answers.len() as u64;
+        self.started.insert((client, token), self.world.now);
+        self.world.submit(client, token, call);
+        token
+    }
+
+    /// Waits for the answer of [`Run::send`].
+    pub fn wait(&mut self, token: u64) -> Result<Reply, Status> {
+        let until = self.world.now + 60 * SECOND;
+        loop {
+            if let Some(at) = self.answers.iter().position(|(answered, _)| *answered == token) {
+                return self.answers.swap_remove(at).1;
+            }
+            assert!(self.world.now < until, "a call was never answered");
+            self.step(until);
+        }
+    }
+
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Alarm(token) => {
+                let alarm = self.alarms[token as usize].clone();
+                self.on_alarm(alarm);
+            }
+            News::Done { client, token, result } => self.on_done(client, token, result),
+            News::Client { client, event: ClientEvent::Ready { .. } } => _ = self.ready.insert(client),
+            News::Client { client, event: ClientEvent::SessionLost } => {
+                let Some(index) = self.clients.iter().position(|pid| *pid == Some(client)) else { return };
+                self.kill_client(index, 100 * MILLISECOND);
+            }
+            News::Client { event, .. } => panic!("nothing gave reason for {event:?}"),
+            News::NodeStopped { pid, reason } => panic!("node {pid} stopped: {reason}"),
+        }
+    }
+
+    fn on_done(&mut self, client: Pid, token: u64, result: Result<Reply, Status>) {
+        let began = self.started.remove(&(client, token)).expect("every answer has its call, once");
+        let took = self.world.now - began;
+        if token >= OWN_TOKEN {
+            return self.answers.push((token, result));
+        }
+        let Some(workload) = &mut self.workload else { return };
+        workload.stats.slowest_ns = workload.stats.slowest_ns.max(took);
+        if let Some(actor) = workload.on_answer(token, result) {
+            let pause = self.world.random.below(200 * MILLISECOND);
+            self.alarm(pause, Alarm::Act(actor));
+        }
+    }
+
+    fn on_alarm(&mut self, alarm: Alarm) {
+        match alarm {
+            Alarm::Begin(index) => {
+                let fault = self.plan.faults[index].1.clone();
+                self.begin(fault);
+            }
+            Alarm::End(fault) => self.end(&fault),
+            Alarm::Resume(pid) => self.world.resume(pid),
+            Alarm::Restart(host) => self.restart(host),
+            Alarm::Act(actor) => self.act(actor),
+        }
+    }
+
+    fn act(&mut self, actor: usize) {
+        let Some(workload) = &mut self.workload else { return };
+        if !self.working {
+            return;
+        }
+        let client = self.clients[workload.actors[actor].client];
+        let Some(pid) = client.filter(|pid| !self.world.is_paused(*pid)) else {
+            return self.alarm(500 * MILLISECOND, Alarm::Act(actor));
+        };
+        let (token, call) = workload.next_call(actor);
+        if self.world.log {
+            eprintln!("{:>13} {pid} actor {actor} #{token} {:.160}", self.world.now, format!("{call:?}"));
+        }
+        self.started.insert((pid, token), self.world.now);
+        self.world.submit(pid, token, call);
+    }
+
+    fn begin(&mut self, fault: Fault) {
+        if self.world.log {
+            eprintln!("{:>13} FAULT {fault:?}", self.world.now);
+        }
+        match &fault {
+            Fault::Crash { host, death, back_after } => match host.checked_sub(self.plan.nodes.len()) {
+                Some(client) => self.kill_client(client, *back_after),
+                None => {
+                    if let Some(pid) = self.world.pid_on(*host) {
+                        self.world.kill(pid, *death);
+                        self.alarm(*back_after, Alarm::Restart(*host));
+                    }
+                }
+            },
+            Fault::Pause { host, length } => {
+                if let Some(pid) = self.world.pid_on(*host).filter(|pid| !self.world.is_paused(*pid)) {
+                    self.world.pause(pid);
+                    self.alarm(*length, Alarm::Resume(pid));
+                }
+            }
+            Fault::Partition { from, to, both, length } => {
+                for (from, to) in pairs(from, to, *both) {
+                    self.world.block(from, to);
+                }
+                self.alarm(*length, Alarm::End(fault.clone()));
+            }
+            Fault::Slow { host, by, length } => {
+                self.world.network.slow.insert(*host, *by);
+                self.alarm(*length, Alarm::End(fault.clone()));
+            }
+            Fault::Resets { count } => {
+                for _ in 0..*count {
+                    let ids: Vec<_> = self.world.network.connections.keys().copied().collect();
+                    if !ids.is_empty() {
+                        let id = ids[self.world.random.below(ids.len() as u64) as usize];
+                        self.world.reset(id);
+                    }
+                }
+            }
+            Fault::Corrupt { host, count } => {
+                let random = self.world.random.fork();
+                if let Some(pid) = self.world.pid_on(*host) {
+                    self.corrupt(pid, *count, random);
+                }
+            }
+        }
+    }
+
+    fn corrupt(&mut self, pid: Pid, count: u64, mut random: dfs::random::Random) {
+        let Some(node) = self.world.processes.get_mut(&pid).and_then(|process| process.as_node_mut()) else { return };
+        let hashes: Vec<_> = node.chunks().uploads().map(|(hash, _)| hash).collect();
+        for _ in 0..count.min(hashes.len() as u64) {
+            let hash = hashes[random.below(hashes.len() as u64) as usize];
+            node.chunks_mut().corrupt_for_test(&hash, random.next() as usize);
+        }
+    }
+
+    fn end(&mut self, fault: &Fault) {
+        match fault {
+            Fault::Partition { from, to, both, .. } => {
+                for (from, to) in pairs(from, to, *both) {
+                    self.world.unblock(from, to);
+                }
+            }
+            Fault::Slow { host, .. } => _ = self.world.network.slow.remove(host),
+            _ => {}
+        }
+    }
+
+    fn restart(&mut self, host: Host) {
+        if self.world.pid_on(host).is_some() {
+            return;
+        }
+        match host.checked_sub(self.plan.nodes.len()) {
+            Some(client) => _ = self.start_client(client),
+            None => {
+                let addresses = self.addresses();
+                self.start_node(host, Start::Join(addresses));
+            }
+        }
+    }
+
+    fn kill_client(&mut self, client: usize, back_after: u64) {
+        let Some(pid) = self.clients[client].take() else { return };
+        self.world.kill(pid, Death::Killed);
+        self.started.retain(|(of, _), _| *of != pid);
+        if let Some(workload) = &mut self.workload {
+            workload.on_death(client);
+            let actors: Vec<usize> = (0..workload.actors.len()).filter(|&actor| workload.actors[actor].client == client).collect();
+            for actor in actors {
+                self.alarm(back_after + 10 * MILLISECOND, Alarm::Act(actor));
+            }
+        }
+        self.alarm(back_after, Alarm::Restart(self.plan.client_host(client)));
+    }
+
+    /// Starts all nodes and waits until they are one cluster.
+    pub fn form(&mut self) {
+        let addresses = self.addresses();
+        self.start_node(0, Start::Bootstrap { replicas: limits::REPLICAS_DEFAULT });
+        for host in 1..self.plan.nodes.len() {
+            self.start_node(host, Start::Join(addresses.clone()));
+        }
+        let count = self.plan.nodes.len();
+        self.run_until(30 * SECOND, "forming the cluster", |run| {
+            let waiting = run.world.processes.values().find(|process| !process.ready);
+            waiting.map(|process| format!("process {} is not ready", process.pid)).or_else(|| unrest(&run.world, count))
+        });
+    }
+
+    fn make(&mut self, client: Pid, parent: InodeId, name: &str, kind: NewKind) -> InodeId {
+        match self.call(client, create(parent, name, kind, 0)) {
+            Ok(Reply::Replied(Replied::Entry { attributes, .. })) => attributes.ino,
+            other => panic!("making {name} answered {other:?}"),
+        }
+    }
+
+    /// Makes what the workload works on.
+    pub fn prepare(&mut self) -> Pid {
+        let client = self.start_client(0);
+        let mut ground = Ground {
+            names: self.make(client, ROOT, "names", NewKind::Directory),
+            links: self.make(client, ROOT, "links", NewKind::Directory),
+            files: self.make(client, ROOT, "files", NewKind::Directory),
+            log: self.make(client, ROOT, "log", NewKind::File),
+            token: self.make(client, ROOT, "token", NewKind::File),
+            ..Ground::default()
+        };
+        for register in 0..REGISTERS {
+            let ino = self.make(client, ROOT, &format!("register{register}"), NewKind::File);
+            let bytes = bytes::Bytes::from_static(&[0; 8]);
+            self.call(client, Call::Write { ino, at: WriteAt::Offset(0), bytes, kill_privileges: false }).expect("a write to a new file");
+            ground.registers[register] = ino;
+        }
+        let plan = &self.plan;
+        self.workload = Some(Workload::new(plan.seed, ground, plan.clients, plan.actors_per_client, plan.write_max));
+        (1..self.plan.clients).for_each(|other| _ = self.start_client(other));
+        client
+    }
+
+    /// Phase 1: work while faults come and go.
+    fn work(&mut self) {
+        self.working = true;
+        for index in 0..self.plan.faults.len() {
+            let at = self.plan.faults[index].0;
+            self.alarm(at, Alarm::Begin(index));
+        }
+        for actor in 0..self.workload.as_ref().map_or(0, |workload| workload.actors.len()) {
+            self.alarm(10 * MILLISECOND, Alarm::Act(actor));
+        }
+        self.run_for(self.plan.length);
+    }
+
+    /// Phase 2: no more faults; everything must come right.
+    fn heal(&mut self) {
+        // Faults end by their own alarms; the longest takes less than this.
+        self.run_for(10 * SECOND);
+        self.working = false;
+        let deadline = limits::OP_TIMEOUT.as_nanos() as u64 + 5 * SECOND;
+        self.run_until(deadline, "answering every call", |run| {
+            let busy = run.workload.as_ref().map_or(0, Workload::busy);
+            (busy > 0).then(|| format!("{busy} calls wait"))
+        });
+        let count = self.plan.nodes.len();
+        self.run_until(150 * SECOND, "coming to rest", |run| unrest(&run.world, count));
+        self.checks.check_all_invariants(&self.world);
+    }
+
+    /// Reads everything back through a client that knows nothing.
+    fn audit(&mut self) {
+        let reader = self.start_client(self.plan.clients);
+        let Some(mut workload) = self.workload.take() else { return };
+        for (check, call) in workload.final_calls() {
+            let result = self.call(reader, call);
+            workload.on_final(&check, result);
+        }
+        workload.check_histories();
+        self.workload = Some(workload);
+    }
+
+    pub fn whole(&mut self) -> Report {
+        self.form();
+        self.prepare();
+        self.work();
+        self.heal();
+        self.audit();
+        Report {
+            trace: self.world.trace,
+            stats: self.workload.as_ref().map(|workload| workload.stats).unwrap_or_default(),
+            frames: self.world.frames,
+            virtual_seconds: self.world.now / SECOND,
+            declared_dead: self.checks.dead.len(),
+        }
+    }
+}
+
+fn pairs(from: &[Host], to: &[Host], both: bool) -> Vec<(Host, Host)> {
+    let there = from.iter().flat_map(|&from| to.iter().map(move |&to| (from, to)));
+    let back = from.iter().flat_map(|&from| to.iter().map(move |&to| (to, from))).filter(|_| both);
+    there.chain(back).collect()
+}
+
+thread_local! {
+    /// The message of the panic that ended a simulation, kept here instead of printed.
+    static LAST_PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+    static QUIET: RefCell<bool> = const { RefCell::new(false) };
+}
+
+fn catch_panics_quietly() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if QUIET.with(|quiet| *quiet.borrow()) {
+                LAST_PANIC.with(|last| *last.borrow_mut() = Some(info.to_string()));
+            } else {
+                usual(info);
+            }
+        }));
+    });
+}
+
+/// Does something that may panic; the panic's message is the error.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_panics_quietly();
+    QUIET.with(|quiet| *quiet.borrow_mut() = true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    QUIET.with(|quiet| *quiet.borrow_mut() = false);
+    result.map_err(|_| LAST_PANIC.with(|last| last.borrow_mut().take()).unwrap_or_else(|| "a panic without a message".into()))
+}
+
+/// Runs one seed; the error says what went wrong.
+pub fn run_seed(seed: u64, sabotage: Option<Sabotage>) -> Result<Report, String> {
+    caught(|| Run::new(Plan::draw(seed), sabotage).whole())
+}

@@ -1,0 +1,132 @@
+//! Clusters under simulated faults. `DFS_SEED=n` replays one seed, `DFS_SEEDS=n` runs n seeds beyond the fixed ones.
+
+mod sim;
+
+use dfs_node::node::Sabotage;
+
+use sim::plan::Plan;
+use sim::run::{Run, caught, run_seed};
+use sim::scripts::upload_races_deletion;
+
+/// Seeds that every `cargo test` runs.
+const FIXED_SEEDS: u64 = 60;
+/// Seeds that once found a bug.
+const FOUND_SEEDS: &[u64] = &[];
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
+    let (mut count, mut operations, mut unknown, mut refused, mut gave_up, mut slowest) = (0, 0, 0, 0, 0, 0);
+    let mut failures = Vec::new();
+    for seed in seeds {
+        match run_seed(seed, None) {
+            Ok(report) => {
+                if verbose {
+                    println!("seed {seed}: {report:?}");
+                }
+                count += 1;
+                operations += report.stats.operations;
+                unknown += report.stats.unknown;
+                refused += report.stats.refused;
+                gave_up += report.stats.gave_up;
+                slowest = slowest.max(report.stats.slowest_ns);
+            }
+            Err(why) => {
+                println!("DFS_SEED={seed} cargo test --test simulation one_seed -- --nocapture   # {why:.2000}");
+                failures.push(seed);
+            }
+        }
+    }
+    let slowest = slowest / 1_000_000;
+    println!("{count} seeds: {operations} operations, {unknown} unknown, {refused} refused, {gave_up} histories too large, slowest {slowest} ms");
+    assert!(failures.is_empty(), "seeds {failures:?} failed");
+}
+
+#[test]
+fn fixed_seeds() {
+    if number("DFS_SEED").is_none() {
+        check_seeds(FOUND_SEEDS.iter().copied().chain(0..FIXED_SEEDS), false);
+    }
+}
+
+#[test]
+fn one_seed() {
+    if let Some(seed) = number("DFS_SEED") {
+        check_seeds([seed].into_iter(), true);
+    }
+}
+
+#[test]
+fn soak() {
+    if let Some(count) = number("DFS_SEEDS") {
+        let from = number("DFS_SEEDS_FROM").unwrap_or(1000);
+        check_seeds(from..from + count, false);
+    }
+}
+
+#[test]
+fn a_calm_cluster_answers_everything() {
+    for seed in 0..4 {
+        let report = caught(|| Run::new(Plan::draw(seed).calm(), None).whole()).unwrap_or_else(|why| panic!("calm seed {seed}: {why}"));
+        assert_eq!(report.stats.unknown, 0, "seed {seed}: nothing stood in the way");
+        assert!(report.stats.operations > 50);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in [3, 7] {
+        let traces: Vec<u64> = (0..2).map(|_| run_seed(seed, None).expect("a good seed").trace).collect();
+        assert_eq!(traces[0], traces[1]);
+    }
+}
+
+#[test]
+fn a_deduplicated_upload_races_the_deletion_of_the_last_reference() {
+    for seed in 0..3 {
+        caught(|| upload_races_deletion(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+/// Runs seeds until the checks catch the planted bug.
+fn planted(sabotage: Sabotage, most: u64) {
+    for seed in 0..most {
+        if let Err(why) = run_seed(seed, Some(sabotage)) {
+            println!("{sabotage:?} was caught by seed {seed}, number {}: {why:.300}", seed + 1);
+            return;
+        }
+    }
+    panic!("{sabotage:?} was not caught within {most} seeds");
+}
+
+#[test]
+fn planted_ack_before_commit() {
+    planted(Sabotage::AckBeforeCommit, 100);
+}
+
+#[test]
+fn planted_one_receipt() {
+    planted(Sabotage::OneReceipt, 100);
+}
+
+#[test]
+fn planted_reuse_raft_id() {
+    planted(Sabotage::ReuseRaftId, 100);
+}
+
+#[test]
+fn planted_forget_request_table() {
+    planted(Sabotage::ForgetRequestTable, 100);
+}
+
+#[test]
+fn planted_drop_instance_check() {
+    planted(Sabotage::DropInstanceCheck, 100);
+}
+
+#[test]
+fn planted_read_from_deposed() {
+    planted(Sabotage::ReadFromDeposed, 100);
+}
