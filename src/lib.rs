@@ -6,6 +6,7 @@ pub mod cluster_map;
 pub mod limits;
 pub mod link;
 pub mod net;
+pub mod links;
 pub mod placement;
 pub mod random;
 pub mod status;

@@ -68,6 +68,17 @@ pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 pub const REFUSAL_LINES_PER_SECOND_MAX: u32 = 10;
 /// Bytes queued towards one peer before reading from it stops.
 pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Unanswered requests on one link.
+pub const LINK_REQUESTS_MAX: usize = 8192;
+/// Notices kept for a link that is being dialled; the oldest are dropped first.
+pub const LINK_NOTICES_QUEUED_MAX: usize = 256;
+/// Peers (address, incarnation, lane) that one process remembers; idle ones are forgotten first.
+pub const LINK_PEERS_MAX: usize = 4 * NODES_MAX;
+/// Time between two attempts to dial a peer, at first and at most.
+pub const REDIAL_DELAY_MIN: Duration = Duration::from_millis(20);
+pub const REDIAL_DELAY_MAX: Duration = Duration::from_millis(500);
+/// A link that has not given a sign of life for this long while it owes an answer is given up and dialled anew.
+pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
 /// Time for a handshake.
