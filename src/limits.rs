@@ -111,6 +111,12 @@ pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// A deleted chunk stays readable this long for readers on their way.
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
+/// Bytes of a mount's writes that are handed over by the kernel and not yet answered.
+pub const MOUNT_WRITE_BYTES_MAX: usize = 64 << 20;
+/// Background requests (readahead, asynchronous I/O) that the kernel keeps in flight towards a mount.
+pub const MOUNT_BACKGROUND_MAX: u16 = 64;
+/// Nodes inside one mount process.
+pub const EMBEDDED_NODES_MAX: usize = 64;
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 
@@ -119,6 +125,7 @@ const _: () =
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
+const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
 const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
