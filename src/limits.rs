@@ -113,6 +113,8 @@ pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
 /// Bytes of a mount's writes that are handed over by the kernel and not yet answered.
 pub const MOUNT_WRITE_BYTES_MAX: usize = 64 << 20;
+/// Requests that the kernel has handed over to a mount and that are not yet answered.
+pub const MOUNT_REQUESTS_MAX: usize = 2048;
 /// Background requests (readahead, asynchronous I/O) that the kernel keeps in flight towards a mount.
 pub const MOUNT_BACKGROUND_MAX: u16 = 64;
 /// Nodes inside one mount process.

@@ -1,6 +1,6 @@
 //! The FUSE shell: decodes requests, hands them with their reply objects to the loop thread, and sends the replies from there.
 //!
-//! Owns nothing of the file system. A FUSE thread only waits when the queue to the loop thread, or the allowance for unanswered writes, is
+//! Owns nothing of the file system. A FUSE thread only waits when the queue to the loop thread, or the allowance of unanswered requests, is
 //! full; what needs no state (extended attributes, flush, ...) is answered at once.
 
 use std::ffi::OsStr;
@@ -36,7 +36,7 @@ pub enum Slot {
     Attributes(ReplyAttr),
     Open(ReplyOpen),
     Create(ReplyCreate),
-    Write(ReplyWrite, Permit),
+    Write(ReplyWrite),
     Space(ReplyStatfs),
     Directory(ReplyDirectory),
     DirectoryPlus(ReplyDirectoryPlus),
@@ -56,7 +56,7 @@ impl Slot {
                 let attributes = file_attributes(attributes);
                 slot.created(&TTL, &attributes, GENERATION, FileHandle(handle.0), FopenFlags::FOPEN_DIRECT_IO);
             }
-            (Slot::Write(slot, _), Reply::Written(length)) => slot.written(*length),
+            (Slot::Write(slot), Reply::Written(length)) => slot.written(*length),
             (Slot::Space(slot), Reply::Space(space)) => send_space(slot, space),
             (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
             (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
@@ -74,7 +74,7 @@ impl Slot {
             Slot::Attributes(slot) => slot.error(errno),
             Slot::Open(slot) => slot.error(errno),
             Slot::Create(slot) => slot.error(errno),
-            Slot::Write(slot, _) => slot.error(errno),
+            Slot::Write(slot) => slot.error(errno),
             Slot::Space(slot) => slot.error(errno),
             Slot::Directory(slot) => slot.error(errno),
             Slot::DirectoryPlus(slot) => slot.error(errno),
@@ -116,14 +116,20 @@ fn send_listing_plus(mut slot: ReplyDirectoryPlus, listing: &Listing) -> usize {
     taken
 }
 
-/// Bounds the bytes of writes that the kernel has handed over and that are not answered yet.
+/// Bounds what the kernel has handed over and what is not answered yet: requests, and bytes of writes.
 #[derive(Debug, Default)]
 struct Allowance {
-    used: Mutex<usize>,
+    used: Mutex<Used>,
     freed: Condvar,
 }
 
-/// The part of the allowance that one write takes until it is answered.
+#[derive(Debug, Default)]
+struct Used {
+    requests: usize,
+    bytes: usize,
+}
+
+/// The part of the allowance that one request takes until it is answered.
 #[derive(Debug)]
 pub struct Permit {
     allowance: Arc<Allowance>,
@@ -133,18 +139,22 @@ pub struct Permit {
 impl Permit {
     fn take(allowance: &Arc<Allowance>, bytes: usize) -> Self {
         let mut used = allowance.used.lock().unwrap_or_else(PoisonError::into_inner);
-        while *used > 0 && *used + bytes > limits::MOUNT_WRITE_BYTES_MAX {
+        while used.requests >= limits::MOUNT_REQUESTS_MAX || (used.bytes > 0 && used.bytes + bytes > limits::MOUNT_WRITE_BYTES_MAX) {
             used = allowance.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
         }
-        *used += bytes;
+        used.requests += 1;
+        used.bytes += bytes;
         Permit { allowance: allowance.clone(), bytes }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *self.allowance.used.lock().unwrap_or_else(PoisonError::into_inner) -= self.bytes;
-        self.allowance.freed.notify_all();
+        let mut used = self.allowance.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.requests -= 1;
+        used.bytes -= self.bytes;
+        drop(used);
+        self.allowance.freed.notify_one();
     }
 }
 
@@ -161,9 +171,14 @@ impl Shell {
     }
 
     fn ask(&self, req: &Request, request: Asked, slot: Slot) {
+        let permit = Permit::take(&self.allowance, 0);
+        self.ask_with(permit, req, request, slot);
+    }
+
+    fn ask_with(&self, permit: Permit, req: &Request, request: Asked, slot: Slot) {
         let context = Context { uid: req.uid(), gid: req.gid(), pid: req.pid() };
         // A loop thread that is gone drops the slot, which answers EIO.
-        let _ = self.server.send(Input::Request { context, request, slot });
+        let _ = self.server.send(Input::Request { context, request, slot, permit });
     }
 }
 
@@ -345,7 +360,8 @@ impl Filesystem for Shell {
         let permit = Permit::take(&self.allowance, data.len());
         // The only copy: the buffer belongs to fuser, which reuses it for the next request.
         let bytes = Bytes::copy_from_slice(data);
-        self.ask(req, Asked::Write { ino: inode(ino), handle: Handle(fh.0), offset, bytes, kind }, Slot::Write(reply, permit));
+        let request = Asked::Write { ino: inode(ino), handle: Handle(fh.0), offset, bytes, kind };
+        self.ask_with(permit, req, request, Slot::Write(reply));
     }
 
     fn release(

@@ -12,7 +12,7 @@ use dfs::time::Time;
 use dfs::types::InodeId;
 
 use crate::fs::{Fs, FsOutput};
-use crate::fuse::Slot;
+use crate::fuse::{Permit, Slot};
 use crate::requests::{Context, Reply, Request};
 
 /// Result of one of the mount process's own calls.
@@ -21,7 +21,7 @@ pub type OwnResult = Result<client::Reply, Status>;
 /// What other threads send to the loop thread.
 pub enum Input {
     /// A request of the kernel with the object that its reply goes to.
-    Request { context: Context, request: Request, slot: Slot },
+    Request { context: Context, request: Request, slot: Slot, permit: Permit },
     /// The kernel forgot inodes.
     Forget(Vec<(InodeId, u64)>),
     /// A call of the mount process itself; the result goes to the channel, which must have room.
@@ -33,7 +33,7 @@ pub enum Input {
 /// The machine.
 pub struct Server {
     fs: Fs,
-    slots: BTreeMap<u64, Slot>,
+    slots: BTreeMap<u64, (Slot, Permit)>,
     own: BTreeMap<u64, Sender<OwnResult>>,
     next_token: u64,
     stopped: bool,
@@ -52,7 +52,7 @@ impl Server {
     }
 
     fn on_reply(&mut self, token: u64, reply: &Reply) {
-        let slot = self.slots.remove(&token).expect("every request is answered once, and only while its slot waits");
+        let (slot, _permit) = self.slots.remove(&token).expect("every request is answered once, and only while its slot waits");
         let taken = slot.send(reply);
         if let Reply::Listing(listing) = reply {
             self.fs.on_listing_taken(listing, taken);
@@ -65,9 +65,9 @@ impl Machine for Server {
 
     fn on_input(&mut self, now: Time, input: Input) {
         match input {
-            Input::Request { context, request, slot } => {
+            Input::Request { context, request, slot, permit } => {
                 let token = self.token();
-                self.slots.insert(token, slot);
+                self.slots.insert(token, (slot, permit));
                 self.fs.on_request(now, token, context, request);
             }
             Input::Forget(inodes) => inodes.into_iter().for_each(|(ino, count)| self.fs.on_forget(ino, count)),
