@@ -302,7 +302,7 @@ fn messages_keep_their_bytes() {
         encode(&Body::Request(Request::Query(Query::Lookup { parent: InodeId(1), name: Name::new("ab").unwrap() }))),
         "00000000060000000000000001000000000000000200000000000000".to_string() + "6162"
     );
-    assert_eq!(encode(&Body::Response(Err(Status::NotLeader.into()))), "01000000010000001e000000000000000000000000");
+    assert_eq!(encode(&Body::Response(Err(Status::NotLeader.into()))), "01000000010000002b00000000000000000000");
     let write = Op::Write {
         ino: InodeId(2),
         patches: vec![Patch { at: WriteAt::End, length: 3, source: Source::Inline(Bytes::from_static(b"xyz")) }],
