@@ -26,6 +26,20 @@ pub const INLINE_REST_BYTES_MAX: usize = 1 << 10;
 pub const SLOT_EXTENTS_MAX: usize = 512;
 /// Most extents or entries that one command visits.
 pub const COMMAND_VISITS_MAX: usize = 1024;
+/// Most truncations of one file whose slots are still to be freed.
+pub const CUTS_MAX: usize = 8;
+/// Neighbouring inline extents are merged up to this size, so that an append copies no more.
+pub const INLINE_RUN_BYTES_MAX: usize = 16 << 10;
+/// A slot with more extents is offered for folding.
+pub const FOLD_EXTENTS_MIN: usize = 8;
+/// A slot with more inline bytes is offered for folding.
+pub const FOLD_INLINE_BYTES_MIN: usize = 64 << 10;
+/// Inline bytes in one answer about a file's layout.
+pub const EXTENTS_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Ended sessions, and replaced nodes, whose ids are remembered so that a late message cannot bring them back.
+pub const ENDED_IDS_MAX: usize = 1024;
+/// Largest record in a namespace snapshot: a slot full of inline bytes, or a cluster map full of members.
+pub const SNAPSHOT_RECORD_BYTES_MAX: usize = 4 << 20;
 /// Most patches in one write.
 pub const WRITE_PATCHES_MAX: usize = 64;
 /// Most outcomes remembered per session, hence most unanswered requests of one session.
@@ -171,17 +185,33 @@ pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
 pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
+/// Largest run of log entries in one Raft message, and largest single entry.
+pub const RAFT_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Unacknowledged appends to one follower.
+pub const RAFT_INFLIGHT_MAX: usize = 256;
+/// Proposed but not committed; beyond it a leader is busy.
+pub const RAFT_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// The log drops applied entries beyond this; up to four times as much is kept for a follower that is receiving a snapshot.
+pub const RAFT_LOG_BYTES_MAX: usize = 32 << 20;
+/// The same in entries.
+pub const RAFT_LOG_ENTRIES_MAX: usize = 1 << 16;
+/// A follower at most this far behind counts as caught up.
+pub const RAFT_CAUGHT_UP_ENTRIES: u64 = 256;
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);
+const _: () = assert!(FOLD_EXTENTS_MIN < SLOT_EXTENTS_MAX && SLOT_EXTENTS_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
 const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
+const _: () = assert!(2 * RAFT_MESSAGE_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
+const _: () = assert!(RAFT_MESSAGE_BYTES_MAX < RAFT_UNCOMMITTED_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);

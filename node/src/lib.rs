@@ -1,3 +1,5 @@
 //! Storage node of dfs.
 
+pub mod namespace;
+pub mod raft;
 pub mod chunk;
