@@ -143,6 +143,13 @@ impl<W> Handles<W> {
         self.inodes.keys().copied()
     }
 
+    /// The holds that were granted, each under a new number.
+    pub fn hold_again(&mut self) -> Vec<(InodeId, u64)> {
+        let granted = self.inodes.iter().filter(|(_, open)| open.waiting.is_none());
+        let granted: Vec<InodeId> = granted.map(|(&ino, _)| ino).collect();
+        granted.into_iter().map(|ino| (ino, self.sequence())).collect()
+    }
+
     /// Opens a directory stream.
     pub fn open_stream(&mut self, ino: InodeId) -> Handle {
         let handle = self.handle();

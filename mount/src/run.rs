@@ -115,7 +115,7 @@ fn start_server(args: &Args, nodes: &[Address]) -> Result<(driver::Handle<Input>
     let mut config = client::Config::new(nodes.to_vec(), SessionId(random.next_id()));
     config.op_timeout = args.op_timeout;
     config.cache_bytes = args.cache as usize;
-    let fs = Fs::new(client::Core::new(config, clock::now(), random.next()), options);
+    let fs = Fs::new(config, options, clock::now(), random.next());
     driver::spawn("dfs-loop", Server::new(fs)).map_err(|error| format!("cannot start the network thread: {error}"))
 }
 

@@ -116,7 +116,7 @@ impl Machine for Server {
 fn log_event(event: client::Event) {
     match event {
         client::Event::Ready { cluster } => tracing::info!(%cluster, "the session is open"),
-        client::Event::SessionLost => tracing::error!("the session was ended by the cluster; calls fail, mount anew"),
+        client::Event::SessionLost => tracing::warn!("the cluster ended the session; a new one begins"),
         client::Event::WrongCluster => tracing::error!("another cluster answers at the known addresses; calls fail, mount anew"),
         client::Event::Stopping => tracing::warn!("the cluster stops"),
     }

@@ -54,13 +54,37 @@ struct Opener {
 /// What a call in flight is for.
 #[derive(Debug)]
 enum Step {
-    Answer { token: u64, shape: Shape },
-    Write { token: u64, length: u32 },
-    Create { token: u64, truncate: Option<bool> },
-    Hold { ino: InodeId },
-    Truncate { ino: InodeId, opener: Opener },
-    Release { ino: InodeId, sequence: u64 },
-    List { token: u64, handle: Handle, offset: u64, plus: bool },
+    Answer {
+        token: u64,
+        shape: Shape,
+    },
+    Write {
+        token: u64,
+        length: u32,
+    },
+    Create {
+        token: u64,
+        truncate: Option<bool>,
+    },
+    Hold {
+        ino: InodeId,
+    },
+    Truncate {
+        ino: InodeId,
+        opener: Opener,
+    },
+    Release {
+        ino: InodeId,
+        sequence: u64,
+    },
+    /// A hold taken again by a new session; its failure shows when the file is used.
+    HoldAgain,
+    List {
+        token: u64,
+        handle: Handle,
+        offset: u64,
+        plus: bool,
+    },
 }
 
 /// The state machine.
@@ -102,6 +126,7 @@ impl Translator {
             Step::Hold { ino } => self.on_hold(ino, result),
             Step::Truncate { ino, opener } => self.on_truncated(ino, opener, result),
             Step::Release { ino, sequence } => self.on_released(ino, sequence, result),
+            Step::HoldAgain => {}
             Step::List { token, handle, offset, plus } => self.on_listed(token, handle, offset, plus, result),
         }
     }
@@ -117,6 +142,13 @@ impl Translator {
     /// The kernel forgot an inode `count` times.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) {
         self.handles.forget(ino, count);
+    }
+
+    /// A new session has begun that holds nothing: takes again what is open.
+    pub fn on_session_lost(&mut self) {
+        for (ino, sequence) in self.handles.hold_again() {
+            self.call(Step::HoldAgain, client::Call::Query(Query::Hold { ino, sequence }));
+        }
     }
 
     /// The next effect, if any.
