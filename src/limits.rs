@@ -197,6 +197,40 @@ pub const RAFT_LOG_BYTES_MAX: usize = 32 << 20;
 pub const RAFT_LOG_ENTRIES_MAX: usize = 1 << 16;
 /// A follower at most this far behind counts as caught up.
 pub const RAFT_CAUGHT_UP_ENTRIES: u64 = 256;
+/// Clients and nodes that wait for a command to be applied.
+pub const NODE_PROPOSALS_MAX: usize = 1 << 16;
+/// Reads that wait for proof of leadership.
+pub const NODE_READS_MAX: usize = 1 << 14;
+/// A node that was not scheduled for this long judges nobody's silence.
+pub const NODE_PAUSE_MIN: Duration = Duration::from_millis(700);
+/// A leader gives up one heartbeat after this long, and sends the next.
+pub const PING_TIMEOUT: Duration = Duration::from_millis(600);
+/// Between two rounds of asking for a leader.
+pub const JOIN_RETRY: Duration = Duration::from_millis(200);
+/// A joining node waits this long for the vote that is wanting, then serves without.
+pub const VOTE_WAIT_MAX: Duration = Duration::from_secs(8);
+/// A leader looks at all that there is to do this often, or when something changed.
+pub const DUTY_INTERVAL: Duration = Duration::from_millis(100);
+/// A leader proposes a command of its own again if it was not applied by then.
+pub const DUTY_RETRY: Duration = Duration::from_secs(1);
+/// Unlinked or truncated files in one command that frees part of them.
+pub const REAP_BATCH_MAX: usize = 64;
+/// Uploads to be deleted that a leader keeps in mind; the rest is found by audits.
+pub const DELETIONS_MAX: usize = 1 << 20;
+/// A deletion is sent this often, this far apart, before it is left to audits.
+pub const DELETE_ATTEMPTS_MAX: u32 = 3;
+pub const DELETE_RETRY: Duration = Duration::from_millis(500);
+/// The least that a voter gives to the namespace.
+pub const NAMESPACE_BYTES_MIN: u64 = 64 << 20;
+/// One slice of a namespace snapshot, and how many may be on their way.
+pub const SNAPSHOT_SLICE_BYTES: usize = 256 << 10;
+pub const SNAPSHOT_WINDOW: u32 = 8;
+/// A snapshot of which nothing arrives for this long is begun anew.
+pub const SNAPSHOT_STALL_MAX: Duration = Duration::from_secs(3);
+/// A node that leaves hands over for at most this long.
+pub const LEAVE_TIME_MAX: Duration = Duration::from_secs(30);
+/// What a stopping node said last is given this long to arrive.
+pub const STOP_GRACE: Duration = Duration::from_millis(200);
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
@@ -215,3 +249,6 @@ const _: () = assert!(RAFT_MESSAGE_BYTES_MAX < RAFT_UNCOMMITTED_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
+const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
+const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());

@@ -120,6 +120,9 @@ struct Asker {
     request: u64,
 }
 
+/// Rounds of "drain, then look what follows" in one turn.
+const TURN_ROUNDS_MAX: usize = 32;
+
 /// The node.
 pub struct Node {
     config: NodeConfig,
@@ -243,7 +246,14 @@ impl Node {
         let leading = self.leading.as_ref().map_or(Time::NEVER, |leading| leading.next_deadline());
         let leaving = self.leaving.as_ref().map_or(Time::NEVER, |leaving| leaving.next_deadline());
         let joining = self.joining.next_deadline();
-        self.links.next_deadline().min(group).min(leading).min(leaving).min(joining).min(self.next_report()).min(self.transfers.next_deadline())
+        self.links
+            .next_deadline()
+            .min(group)
+            .min(leading)
+            .min(leaving)
+            .min(joining)
+            .min(self.next_report())
+            .min(self.transfers.next_deadline())
     }
 
     /// The next thing for the driver to do.
@@ -350,7 +360,8 @@ impl Node {
     fn turn(&mut self) {
         self.dirty = false;
         if self.stage != Stage::Stopped {
-            loop {
+            // Bounded, so that a long duty of a lone voter, whose commands are committed at once, leaves the network its turns.
+            for _ in 0..TURN_ROUNDS_MAX {
                 let mut moved = false;
                 while let Some(output) = self.links.poll_output() {
                     self.on_links_output(output);
@@ -433,6 +444,12 @@ impl Node {
     /// The peer of a member by its id, if its address is known.
     fn peer(&self, node: NodeId) -> Option<Peer> {
         self.map.member(node).map(|member| Peer { address: member.address.clone(), node: Some(node) })
+    }
+
+    /// Members beside this one that have not been declared dead.
+    fn others_living(&self) -> Vec<NodeId> {
+        let others = self.map.members.iter().filter(|member| member.id != self.id && member.state != MemberState::Dead);
+        others.map(|member| member.id).collect()
     }
 
     /// Tells a node, at best effort.
@@ -550,8 +567,7 @@ impl Node {
             return;
         }
         self.pushed = self.map.epoch;
-        let members: Vec<NodeId> = self.map.members.iter().filter(|member| member.id != self.id).map(|member| member.id).collect();
-        for node in members.into_iter().filter(|&node| self.map.is_living(node)) {
+        for node in self.others_living() {
             self.tell(node, Notice::Map(self.map.clone()), Bytes::new());
         }
         let clients = self.incoming.iter().filter(|(_, peer)| peer.role == Role::Client && peer.lane == Lane::Control);

@@ -152,6 +152,19 @@ impl Namespace {
         self.store.outcome(session, number.0).map(|outcome| &outcome.0)
     }
 
+    /// Forgets every remembered outcome: a planted bug for tests.
+    pub fn forget_outcomes_for_test(&mut self) {
+        let sessions: Vec<SessionId> = self.store.sessions().map(|(id, _)| id).collect();
+        for id in sessions {
+            for number in self.store.outcomes_below(id, u64::MAX) {
+                self.store.put_outcome(id, number, None);
+            }
+            if let Some(session) = self.store.session(id).copied() {
+                self.store.put_session(id, Some(Session { outcomes: 0, ..session }));
+            }
+        }
+    }
+
     /// One session.
     pub fn session(&self, id: SessionId) -> Option<&Session> {
         self.store.session(id)

@@ -100,11 +100,6 @@ impl Holds {
         self.holders.contains_key(&ino)
     }
 
-    /// Whether the session has any of the inodes open.
-    pub fn holds_any(&self, session: SessionId, mut inos: impl Iterator<Item = InodeId>) -> bool {
-        inos.any(|ino| self.holders.get(&ino).is_some_and(|sessions| sessions.contains(&session)))
-    }
-
     /// Asserts that the index equals what it indexes.
     pub fn check_invariants(&self) {
         let mut holders: BTreeMap<InodeId, BTreeSet<SessionId>> = BTreeMap::new();
@@ -167,7 +162,6 @@ mod tests {
         assert!(!holds.is_whole(A));
         holds.reclaim(A, &[], true).unwrap();
         assert!(holds.is_whole(A) && holds.is_held(FILE));
-        assert!(holds.holds_any(A, [FILE].into_iter()) && !holds.holds_any(B, [FILE].into_iter()));
         holds.begin(B);
         assert!(holds.is_whole(B));
         holds.check_invariants();

@@ -25,7 +25,9 @@ pub(super) enum Stage {
     /// No member yet.
     Joining,
     /// A member whose log is behind, or whose vote is wanting.
-    CatchingUp { since: Time },
+    CatchingUp {
+        since: Time,
+    },
     /// Ready.
     Serving,
     Stopped,
@@ -90,7 +92,8 @@ impl Node {
 
     /// The leader has made this node a member, or says that it is one already.
     pub(super) fn on_joined(&mut self, map: &ClusterMap) {
-        if !map.is_well_formed() || map.cluster == ClusterId(0) || !map.is_living(self.id) {
+        let foreign = self.cluster != ClusterId(0) && self.cluster != map.cluster;
+        if !map.is_well_formed() || foreign || map.cluster == ClusterId(0) || !map.is_living(self.id) {
             return;
         }
         if self.stage != Stage::Joining {
@@ -109,7 +112,10 @@ impl Node {
 
     pub(super) fn on_join_refused(&mut self, failure: Failure) {
         if let Some((_, address)) = failure.leader {
-            if address != self.config.address && self.joining.candidates.len() < limits::NODES_MAX && self.joining.candidates.insert(address) {
+            if address != self.config.address
+                && self.joining.candidates.len() < limits::NODES_MAX
+                && self.joining.candidates.insert(address)
+            {
                 self.joining.ask_at = self.now;
             }
         }
@@ -156,6 +162,7 @@ impl Node {
         }
         self.incoming.clear();
         self.links.restart(self.id.0);
+        self.links.set_cluster(self.cluster);
         self.tickets.clear();
         let known = self.map.members.iter().filter(|member| member.state != MemberState::Dead && member.address != self.config.address);
         self.joining.candidates.extend(known.map(|member| member.address.clone()));

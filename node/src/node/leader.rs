@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dfs::cluster_map::MemberState;
 use dfs::limits;
-use dfs::random::Random;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, SessionId, Term, Timestamp};
 use dfs::wire::message::Request;
@@ -47,7 +46,6 @@ pub(super) enum Duty {
     Evict(SessionId),
     Revive(SessionId),
     Progress(SessionId),
-    Reap,
     Trim,
 }
 
@@ -190,7 +188,7 @@ impl Leading {
             }
             let deletion = entry.remove();
             let lists = batches.entry((deletion.holder, deletion.attempts)).or_default();
-            match lists.last_mut().filter(|list| list.len() < limits::CHUNK_BATCH_MAX) {
+            match lists.last_mut().filter(|list| list.len() < limits::CHUNK_ITEMS_MAX) {
                 Some(list) => list.push(deletion.item),
                 None => lists.push(vec![deletion.item]),
             }
@@ -336,7 +334,8 @@ impl Node {
             }
             let heard = *leading.missed_since.entry(member.id).or_insert(now);
             // A voter that is only silent may come back with its memory; one that was met anew cannot.
-            let replaceable = !living && (leading.proven_dead.contains(&member.id) || now.since(heard) >= limits::VOTER_REPLACE_AFTER - limits::NODE_DEAD_AFTER);
+            let replaceable = !living
+                && (leading.proven_dead.contains(&member.id) || now.since(heard) >= limits::VOTER_REPLACE_AFTER - limits::NODE_DEAD_AFTER);
             let caught_up = living && group.caught_up(member.id);
             let leaving = member.state == MemberState::Leaving;
             standings.push(Standing { node: member.id, living, leaving, caught_up, replaceable });
@@ -357,13 +356,14 @@ impl Node {
         let Some(leading) = &self.leading else { return };
         let told = self.namespace.sessions().all(|(session, _)| leading.holds.is_whole(session));
         let free = |ino: &InodeId| !leading.holds.is_held(*ino);
-        let reap: Vec<InodeId> = if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
+        let reap: Vec<InodeId> =
+            if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
         let trim: Vec<InodeId> = self.namespace.cuts_pending().take(limits::REAP_BATCH_MAX).collect();
-        if !reap.is_empty() && leading.reaping.is_empty() {
+        // One at a time: until it is applied nobody may open what it names.
+        if !reap.is_empty() && leading.reaping.is_empty() && self.propose(Command::Reap { inos: reap.clone() }).is_ok() {
             if let Some(leading) = &mut self.leading {
-                leading.reaping = reap.iter().copied().collect();
+                leading.reaping = reap.into_iter().collect();
             }
-            self.pursue(Duty::Reap, Command::Reap { inos: reap });
         }
         if !trim.is_empty() {
             self.pursue(Duty::Trim, Command::Trim { inos: trim });

@@ -26,7 +26,13 @@ pub(super) enum Leaving {
 impl Leaving {
     pub fn next_deadline(&self) -> Time {
         match self {
-            Leaving::Handing { until, next_try, asking } => if *asking { *until } else { (*until).min(*next_try) },
+            Leaving::Handing { until, next_try, asking } => {
+                if *asking {
+                    *until
+                } else {
+                    (*until).min(*next_try)
+                }
+            }
             Leaving::Stopping { at, .. } => *at,
         }
     }
@@ -148,8 +154,7 @@ impl Node {
             return self.fail(asker, Status::NotLeader);
         }
         tracing::info!("shutting the cluster down");
-        let others: Vec<NodeId> = self.map.members.iter().map(|member| member.id).filter(|&node| node != self.id).collect();
-        for node in others.into_iter().filter(|&node| self.map.is_living(node)) {
+        for node in self.others_living() {
             self.tell(node, Notice::Stop, Bytes::new());
         }
         self.answer(asker, Ok(Response::Done), Bytes::new());

@@ -33,7 +33,8 @@ pub(super) fn plan_configuration(
     let standing = |node: NodeId| standings.iter().find(|standing| standing.node == node);
     let mut voters = present.voters.clone();
     let eligible = |standing: &&Standing| standing.living && !standing.leaving;
-    let mut spares = standings.iter().filter(eligible).filter(|spare| spare.caught_up && !present.is_voter(spare.node)).map(|spare| spare.node);
+    let mut spares =
+        standings.iter().filter(eligible).filter(|spare| spare.caught_up && !present.is_voter(spare.node)).map(|spare| spare.node);
     let gone = |node: NodeId| node != me && standing(node).is_none_or(|standing| standing.replaceable || standing.leaving);
     for voter in present.voters.iter().copied().filter(|&voter| gone(voter)) {
         if let Some(spare) = spares.next() {

@@ -68,7 +68,6 @@ fn duty(command: &Command) -> Option<Duty> {
         Command::EvictSession { session } => Some(Duty::Evict(*session)),
         Command::OpenSession { session } => Some(Duty::Revive(*session)),
         Command::Progress { session, .. } => Some(Duty::Progress(*session)),
-        Command::Reap { .. } => Some(Duty::Reap),
         Command::Trim { .. } => Some(Duty::Trim),
         _ => None,
     }
@@ -172,7 +171,8 @@ impl Node {
 /// A creation that opens what it makes counts as held from the very entry on, so that no removal can come between. Also the repetition
 /// of one under a new leader, who has not seen the first; but not a late double of one whose file was closed meanwhile.
 fn hold_created(leading: &mut Leading, command: &Command, result: &Result<Replied, Status>) {
-    let (Command::Request { session, op: Op::Create { hold: true, .. }, .. }, Ok(Replied::Entry { attributes, created })) = (command, result)
+    let (Command::Request { session, op: Op::Create { hold: true, .. }, .. }, Ok(Replied::Entry { attributes, created })) =
+        (command, result)
     else {
         return;
     };

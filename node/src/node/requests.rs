@@ -24,10 +24,19 @@ impl Node {
         match frame.body {
             Body::Request(request) => match peer.role {
                 Role::Client => self.on_client_request(asker, SessionId(peer.sender), request, frame.payload),
-                Role::Node => self.on_node_request(asker, NodeId(peer.sender), request, frame.payload),
+                Role::Node => {
+                    let open = matches!(request, Request::Identify | Request::Map { .. } | Request::Status | Request::Join { .. });
+                    if !open && peer.cluster != self.cluster {
+                        return self.fail(asker, Status::WrongCluster);
+                    }
+                    self.on_node_request(asker, NodeId(peer.sender), request, frame.payload);
+                }
             },
-            Body::Notice(notice) if peer.role == Role::Node && peer.cluster == self.cluster && self.cluster.0 != 0 => {
-                self.on_notice(NodeId(peer.sender), notice, frame.payload);
+            Body::Notice(notice) if peer.role == Role::Node => {
+                // A leader may speak to a joining node before that has heard which cluster took it in.
+                if peer.cluster == self.cluster && self.cluster.0 != 0 {
+                    self.on_notice(NodeId(peer.sender), notice, frame.payload);
+                }
             }
             Body::Notice(_) | Body::Response(_) => {
                 // Whoever dials asks; it has nothing to answer here.

@@ -69,7 +69,7 @@ impl Node {
             self.storage.audit_failed(now);
             return;
         }
-        let items = self.chunks.audit_batch(now, limits::CHUNK_BATCH_MAX);
+        let items = self.chunks.audit_batch(now, limits::CHUNK_ITEMS_MAX);
         if items.is_empty() {
             return;
         }
@@ -83,7 +83,7 @@ impl Node {
     }
 
     fn report_lost(&mut self, leader: NodeId) {
-        let items = self.chunks.lost(limits::CHUNK_BATCH_MAX);
+        let items = self.chunks.lost(limits::CHUNK_ITEMS_MAX);
         if items.is_empty() {
             return;
         }
@@ -95,6 +95,7 @@ impl Node {
             return;
         }
         let request = Request::Lost { items: items.clone() };
+        self.storage.lose_after = self.now + limits::JOIN_RETRY;
         self.storage.losing = self.ask(leader, request, Purpose::Lost { items }, limits::ATTEMPT_TIMEOUT);
     }
 }
