@@ -178,7 +178,7 @@ impl Shell {
     fn ask_with(&self, permit: Permit, req: &Request, request: Asked, slot: Slot) {
         let context = Context { uid: req.uid(), gid: req.gid(), pid: req.pid() };
         // A loop thread that is gone drops the slot, which answers EIO.
-        let _ = self.server.send(Input::Request { context, request, slot, permit });
+        let _ = self.server.send_waiting(Input::Request { context, request, slot, permit });
     }
 }
 
@@ -219,7 +219,7 @@ impl Filesystem for Shell {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        let _ = self.server.send(Input::Forget(vec![(inode(ino), nlookup)]));
+        let _ = self.server.send_waiting(Input::Forget(vec![(inode(ino), nlookup)]));
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {

@@ -103,7 +103,15 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
         }
     };
     let (server, server_thread) = start_server(args, &nodes)?;
-    let mut running = Running { server, server_thread: Some(server_thread), embedded, mounted: None, signals, op_timeout: args.op_timeout };
+    let mut running = Running {
+        server,
+        server_thread: Some(server_thread),
+        embedded,
+        joined: false,
+        mounted: None,
+        signals,
+        op_timeout: args.op_timeout,
+    };
     let done = running.serve(args, &nodes, announce);
     running.end();
     done
@@ -134,6 +142,8 @@ struct Running {
     server: driver::Handle<Input>,
     server_thread: Option<JoinHandle<()>>,
     embedded: Option<Embedded>,
+    /// Whether the cluster has answered; without that there is no session to end.
+    joined: bool,
     mounted: Option<Mounted>,
     signals: Receiver<Signal>,
     op_timeout: Duration,
@@ -149,6 +159,7 @@ struct Mounted {
 impl Running {
     fn serve(&mut self, args: &Args, nodes: &[Address], announce: impl FnOnce(&str) -> Result<(), String>) -> Result<(), String> {
         let map = self.join_cluster(nodes)?;
+        self.joined = true;
         self.mount(args)?;
         if let Some(reason) = map.degraded() {
             tracing::warn!(reason, "degraded");
@@ -215,7 +226,7 @@ impl Running {
     /// Submits a call of this process itself and waits for it; a signal interrupts.
     fn own(&self, call: client::Call, timeout: Duration) -> OwnResult {
         let (answer, result) = bounded(1);
-        self.server.send(Input::Own { call, answer })?;
+        self.server.send_waiting(Input::Own { call, answer })?;
         // The core ends calls at their deadline; the second on top is for a machine that is slow to schedule it.
         select! {
             recv(result) -> result => result.unwrap_or(Err(Status::ShuttingDown)),
@@ -235,20 +246,26 @@ impl Running {
                 Err(line) => tracing::error!("{line}"),
             }
         }
-        let begun = Instant::now();
-        let (answer, result) = bounded(1);
-        if self.server.send(Input::Own { call: client::Call::EndSession, answer }).is_ok() {
-            match result.recv_timeout(END_TIMEOUT) {
-                Ok(Ok(_)) => tracing::debug!(took = ?begun.elapsed(), "the session has ended"),
-                _ => tracing::info!("the session will expire by itself"),
-            }
+        if self.joined {
+            self.end_session();
         }
-        let _ = self.server.send(Input::Stop);
+        let _ = self.server.send_waiting(Input::Stop);
         if let Some(thread) = self.server_thread.take() {
             let _ = thread.join();
         }
         if let Some(embedded) = self.embedded.take() {
             embedded.stop();
+        }
+    }
+
+    fn end_session(&self) {
+        let begun = Instant::now();
+        let (answer, result) = bounded(1);
+        if self.server.send_waiting(Input::Own { call: client::Call::EndSession, answer }).is_ok() {
+            match result.recv_timeout(END_TIMEOUT) {
+                Ok(Ok(_)) => tracing::debug!(took = ?begun.elapsed(), "the session has ended"),
+                _ => tracing::info!("the session will expire by itself"),
+            }
         }
     }
 }
