@@ -1,1 +1,17 @@
-//! FUSE mount of dfs.
+//! `dfs-mount`: mounts a cluster as a directory through FUSE.
+//!
+//! The file system itself ([`fs::Fs`]) is a pure core; everything that names FUSE, threads, processes or mounts stands around it.
+
+pub mod args;
+pub mod daemonize;
+pub mod embedded;
+pub mod errno;
+pub mod fs;
+pub mod fuse;
+pub mod handles;
+pub mod mounting;
+pub mod requests;
+pub mod run;
+pub mod server;
+pub mod signals;
+pub mod translate;

@@ -1,1 +1,5 @@
-fn main() {}
+//! `dfs-mount`: mounts a dfs cluster as a directory.
+
+fn main() -> std::process::ExitCode {
+    dfs_mount::run::main()
+}

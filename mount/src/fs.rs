@@ -1,0 +1,201 @@
+//! The file system of one mount as a pure core: requests of the kernel and events of the network in, replies and actions out.
+//!
+//! Owns a client core, the translation to it, and what follows when the cluster ended the session; names no FUSE, socket, thread or clock, so that simulations can run it.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use dfs::client;
+use dfs::link::{LinkAction, LinkEvent, LinkId};
+use dfs::random::Random;
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::{ClusterId, InodeId, SessionId};
+
+use crate::requests::{Context, Listing, Reply, Request};
+use crate::translate::{Effect, Options, Translator};
+
+/// What the file system wants done.
+#[derive(Debug)]
+pub enum FsOutput {
+    /// Answer the request of that token.
+    Reply { token: u64, reply: Reply },
+    /// A call of [`Fs::submit`] ended.
+    Done { token: u64, result: Result<client::Reply, Status> },
+    /// Move something on the network.
+    Link(LinkAction),
+    /// The core has news for people.
+    Event(client::Event),
+}
+
+/// Marks calls of the mount process itself, apart from those that serve the kernel.
+const OWN: u64 = 1 << 63;
+
+/// Links of the n-th session's core are numbered from n times this.
+const LINKS_PER_SESSION: u64 = 1 << 40;
+
+/// The state machine.
+pub struct Fs {
+    core: client::Core,
+    translator: Translator,
+    outputs: VecDeque<FsOutput>,
+    config: client::Config,
+    random: Random,
+    /// Sessions lost so far. Each has its own core, whose links must not be taken for another's.
+    sessions_lost: u64,
+    /// Links of the present core, as the network knows them.
+    links: BTreeSet<LinkId>,
+    /// The cluster of the first session: a mount never moves to another one.
+    cluster: Option<ClusterId>,
+    /// A later session found another cluster at the known addresses: everything is refused from then on.
+    foreign: bool,
+}
+
+impl Fs {
+    /// A file system that begins to look for its cluster at once.
+    pub fn new(config: client::Config, options: Options, now: Time, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let core = client::Core::new(config.clone(), now, random.next());
+        Fs {
+            core,
+            translator: Translator::new(options),
+            outputs: VecDeque::new(),
+            config,
+            random,
+            sessions_lost: 0,
+            links: BTreeSet::new(),
+            cluster: None,
+            foreign: false,
+        }
+    }
+
+    /// A request of the kernel; exactly one reply with `token` follows.
+    pub fn on_request(&mut self, now: Time, token: u64, context: Context, request: Request) {
+        self.translator.on_request(token, context, request);
+        self.drain(now);
+    }
+
+    /// The kernel forgot an inode.
+    pub fn on_forget(&mut self, ino: InodeId, count: u64) {
+        self.translator.on_forget(ino, count);
+    }
+
+    /// The kernel took that many lines of a listing that was replied.
+    pub fn on_listing_taken(&mut self, listing: &Listing, taken: usize) {
+        self.translator.on_listing_taken(listing, taken);
+    }
+
+    /// A call of the mount process itself (flush, end of session, ...).
+    pub fn submit(&mut self, now: Time, token: u64, call: client::Call) {
+        assert!(token & OWN == 0, "the upper bit tells own calls apart");
+        self.core.submit(now, OWN | token, call);
+        self.drain(now);
+    }
+
+    /// Something happened on the network.
+    pub fn on_link(&mut self, now: Time, event: LinkEvent) {
+        let (LinkEvent::Up { link, .. } | LinkEvent::Received { link, .. } | LinkEvent::Down { link, .. }) = &event;
+        if !self.links.contains(link) {
+            return; // A late word from a link of a session that is over.
+        }
+        if let LinkEvent::Down { link, .. } = &event {
+            self.links.remove(link);
+        }
+        let base = self.sessions_lost * LINKS_PER_SESSION;
+        let inner = |link: LinkId| LinkId(link.0 - base);
+        self.core.on_link(
+            now,
+            match event {
+                LinkEvent::Up { link, peer } => LinkEvent::Up { link: inner(link), peer },
+                LinkEvent::Received { link, frame } => LinkEvent::Received { link: inner(link), frame },
+                LinkEvent::Down { link, reason, found } => LinkEvent::Down { link: inner(link), reason, found },
+            },
+        );
+        self.drain(now);
+    }
+
+    /// A deadline has passed.
+    pub fn on_deadline(&mut self, now: Time) {
+        self.core.on_deadline(now);
+        self.drain(now);
+    }
+
+    /// When to call [`Fs::on_deadline`].
+    pub fn next_deadline(&self) -> Time {
+        self.core.next_deadline()
+    }
+
+    /// The next output, if any.
+    pub fn poll_output(&mut self) -> Option<FsOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// Panics if the state contradicts itself; for tests and simulation.
+    pub fn check_invariants(&self) {
+        self.translator.check_invariants();
+    }
+
+    /// Moves results from the core to the translator and its calls to the core, until both are quiet.
+    fn drain(&mut self, now: Time) {
+        loop {
+            while let Some(effect) = self.translator.poll_effect() {
+                match effect {
+                    Effect::Call { step, .. } if self.foreign => self.translator.on_done(step, Err(Status::WrongCluster)),
+                    Effect::Call { step, call } => self.core.submit(now, step, call),
+                    Effect::Reply { token, reply } => self.outputs.push_back(FsOutput::Reply { token, reply }),
+                }
+            }
+            let mut quiet = true;
+            let mut lost = false;
+            while let Some(output) = self.core.poll_output() {
+                quiet = false;
+                match output {
+                    client::Output::Link(action) => self.on_action(action),
+                    client::Output::Event(event) => {
+                        lost |= event == client::Event::SessionLost && !self.foreign;
+                        self.note_cluster(event);
+                        self.outputs.push_back(FsOutput::Event(event));
+                    }
+                    client::Output::Done { token, result } if token & OWN != 0 => {
+                        self.outputs.push_back(FsOutput::Done { token: token & !OWN, result });
+                    }
+                    client::Output::Done { token, result } => self.translator.on_done(token, result),
+                }
+            }
+            if lost {
+                self.begin_session(now);
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn on_action(&mut self, mut action: LinkAction) {
+        let (LinkAction::Connect { link, .. } | LinkAction::Send { link, .. } | LinkAction::Close { link }) = &mut action;
+        link.0 += self.sessions_lost * LINKS_PER_SESSION;
+        match &action {
+            LinkAction::Connect { link, .. } => drop(self.links.insert(*link)),
+            LinkAction::Close { link } => drop(self.links.remove(link)),
+            LinkAction::Send { .. } => {}
+        }
+        self.outputs.push_back(FsOutput::Link(action));
+    }
+
+    fn note_cluster(&mut self, event: client::Event) {
+        if let client::Event::Ready { cluster } = event {
+            self.foreign |= *self.cluster.get_or_insert(cluster) != cluster;
+        }
+    }
+
+    /// The cluster ended the session, as it may after a long sleep. Nothing dirty was lost with it, since every write was committed before it
+    /// returned; so the mount goes on with a new session that opens again what is open. What was deleted meanwhile answers `Stale`.
+    fn begin_session(&mut self, now: Time) {
+        for link in std::mem::take(&mut self.links) {
+            self.outputs.push_back(FsOutput::Link(LinkAction::Close { link }));
+        }
+        self.sessions_lost += 1;
+        self.config.session = SessionId(self.random.next_id());
+        self.core = client::Core::new(self.config.clone(), now, self.random.next());
+        self.translator.on_session_lost();
+    }
+}

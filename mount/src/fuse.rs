@@ -1,0 +1,490 @@
+//! The FUSE shell: decodes requests, hands them with their reply objects to the loop thread, and sends the replies from there.
+//!
+//! Owns nothing of the file system. A FUSE thread only waits when the queue to the loop thread, or the allowance of unanswered requests, is
+//! full; what needs no state (extended attributes, flush, ...) is answered at once.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use dfs::client::driver;
+use dfs::limits;
+use dfs::types::{ByteRange, InodeId};
+use dfs::wire::namespace::{NewKind, RenameMode, SetAttributes, Space};
+use fuser::*;
+
+use crate::errno::{errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
+use crate::requests::{Context, Handle, Listing, OpenMode, Reply, Request as Asked, WriteKind};
+use crate::server::Input;
+
+/// Nothing may be cached: another mount may change it at any time.
+const TTL: Duration = Duration::ZERO;
+/// Inode numbers are never reused.
+const GENERATION: Generation = Generation(0);
+/// Unit in which `statfs` counts.
+const BLOCK_BYTES: u64 = 4096;
+
+/// A reply object of fuser that waits for its answer.
+pub enum Slot {
+    Empty(ReplyEmpty),
+    Data(ReplyData),
+    Entry(ReplyEntry),
+    Attributes(ReplyAttr),
+    Open(ReplyOpen),
+    Create(ReplyCreate),
+    Write(ReplyWrite),
+    Space(ReplyStatfs),
+    Directory(ReplyDirectory),
+    DirectoryPlus(ReplyDirectoryPlus),
+}
+
+impl Slot {
+    /// Sends the answer. For a listing: how many lines the kernel took.
+    pub fn send(self, reply: &Reply) -> usize {
+        match (self, reply) {
+            (Slot::Empty(slot), Reply::Done) => slot.ok(),
+            (Slot::Data(slot), Reply::Bytes(bytes)) => slot.data(bytes),
+            (Slot::Data(slot), Reply::Target(target)) => slot.data(target),
+            (Slot::Entry(slot), Reply::Entry(attributes)) => slot.entry(&TTL, &file_attributes(attributes), GENERATION),
+            (Slot::Attributes(slot), Reply::Attributes(attributes)) => slot.attr(&TTL, &file_attributes(attributes)),
+            (Slot::Open(slot), Reply::Opened(handle)) => slot.opened(FileHandle(handle.0), FopenFlags::FOPEN_DIRECT_IO),
+            (Slot::Create(slot), Reply::Created(handle, attributes)) => {
+                let attributes = file_attributes(attributes);
+                slot.created(&TTL, &attributes, GENERATION, FileHandle(handle.0), FopenFlags::FOPEN_DIRECT_IO);
+            }
+            (Slot::Write(slot), Reply::Written(length)) => slot.written(*length),
+            (Slot::Space(slot), Reply::Space(space)) => send_space(slot, space),
+            (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
+            (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
+            (slot, Reply::Error(status)) => slot.fail(errno(*status)),
+            (slot, _) => slot.fail(Errno::EIO),
+        }
+        0
+    }
+
+    fn fail(self, errno: Errno) {
+        match self {
+            Slot::Empty(slot) => slot.error(errno),
+            Slot::Data(slot) => slot.error(errno),
+            Slot::Entry(slot) => slot.error(errno),
+            Slot::Attributes(slot) => slot.error(errno),
+            Slot::Open(slot) => slot.error(errno),
+            Slot::Create(slot) => slot.error(errno),
+            Slot::Write(slot) => slot.error(errno),
+            Slot::Space(slot) => slot.error(errno),
+            Slot::Directory(slot) => slot.error(errno),
+            Slot::DirectoryPlus(slot) => slot.error(errno),
+        }
+    }
+}
+
+fn send_space(slot: ReplyStatfs, space: &Space) {
+    let blocks = |bytes: u64| bytes / BLOCK_BYTES;
+    let free = space.capacity.saturating_sub(space.used);
+    let files = space.inodes.saturating_add(space.inodes_available);
+    let (size, name) = (BLOCK_BYTES as u32, limits::NAME_BYTES_MAX as u32);
+    slot.statfs(blocks(space.capacity), blocks(free), blocks(space.available), files, space.inodes_available, size, name, size);
+}
+
+fn send_listing(mut slot: ReplyDirectory, listing: &Listing) -> usize {
+    let mut taken = 0;
+    for line in listing.lines() {
+        let (ino, kind) = (INodeNo(line.attributes.ino.0), file_type(line.attributes.kind));
+        if slot.add(ino, line.next, kind, OsStr::from_bytes(line.name)) {
+            break;
+        }
+        taken += 1;
+    }
+    slot.ok();
+    taken
+}
+
+fn send_listing_plus(mut slot: ReplyDirectoryPlus, listing: &Listing) -> usize {
+    let mut taken = 0;
+    for line in listing.lines() {
+        let attributes = file_attributes(&line.attributes);
+        if slot.add(attributes.ino, line.next, OsStr::from_bytes(line.name), &TTL, &attributes, GENERATION) {
+            break;
+        }
+        taken += 1;
+    }
+    slot.ok();
+    taken
+}
+
+/// Bounds what the kernel has handed over and what is not answered yet: requests, and bytes of writes.
+#[derive(Debug, Default)]
+struct Allowance {
+    used: Mutex<Used>,
+    freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Used {
+    requests: usize,
+    bytes: usize,
+}
+
+/// The part of the allowance that one request takes until it is answered.
+#[derive(Debug)]
+pub struct Permit {
+    allowance: Arc<Allowance>,
+    bytes: usize,
+}
+
+impl Permit {
+    fn take(allowance: &Arc<Allowance>, bytes: usize) -> Self {
+        let mut used = allowance.used.lock().unwrap_or_else(PoisonError::into_inner);
+        while used.requests >= limits::MOUNT_REQUESTS_MAX || (used.bytes > 0 && used.bytes + bytes > limits::MOUNT_WRITE_BYTES_MAX) {
+            used = allowance.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+        }
+        used.requests += 1;
+        used.bytes += bytes;
+        Permit { allowance: allowance.clone(), bytes }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut used = self.allowance.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.requests -= 1;
+        used.bytes -= self.bytes;
+        drop(used);
+        self.allowance.freed.notify_one();
+    }
+}
+
+/// The `Filesystem` that fuser calls.
+pub struct Shell {
+    server: driver::Handle<Input>,
+    allowance: Arc<Allowance>,
+}
+
+impl Shell {
+    /// A shell that hands everything to that loop thread.
+    pub fn new(server: driver::Handle<Input>) -> Self {
+        Shell { server, allowance: Arc::default() }
+    }
+
+    fn ask(&self, req: &Request, request: Asked, slot: Slot) {
+        let permit = Permit::take(&self.allowance, 0);
+        self.ask_with(permit, req, request, slot);
+    }
+
+    fn ask_with(&self, permit: Permit, req: &Request, request: Asked, slot: Slot) {
+        let context = Context { uid: req.uid(), gid: req.gid(), pid: req.pid() };
+        // A loop thread that is gone drops the slot, which answers EIO.
+        let _ = self.server.send_waiting(Input::Request { context, request, slot, permit });
+    }
+}
+
+/// What is asked of the kernel, where it has it; each flag on its own, so that an older kernel without one still serves.
+const CAPABILITIES: [InitFlags; 10] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_NO_EXPORT_SUPPORT,
+];
+
+#[allow(unused_variables)]
+impl Filesystem for Shell {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if let Err(missing) = config.add_capabilities(capability) {
+                tracing::info!(?missing, "the kernel lacks a FUSE capability");
+            }
+        }
+        // Errors name the nearest value that works; these are within what every kernel takes, and smaller is fine too.
+        let _ = config.set_max_write(limits::CHUNK_BYTES_MAX as u32);
+        if let Err(nearest) = config.set_max_readahead(limits::CHUNK_BYTES_MAX as u32) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        let _ = config.set_max_background(limits::MOUNT_BACKGROUND_MAX);
+        let _ = config.set_congestion_threshold(limits::MOUNT_BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.ask(req, Asked::Lookup { parent: inode(parent), name: bytes_of(name) }, Slot::Entry(reply));
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        let _ = self.server.send_waiting(Input::Forget(vec![(inode(ino), nlookup)]));
+    }
+
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.ask(req, Asked::GetAttributes { ino: inode(ino) }, Slot::Attributes(reply));
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttributes {
+            mode: mode.map(permissions),
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            ctime: ctime.map(|time| dfs::wire::namespace::SetTime::At(timestamp_of_request(time))),
+            // Without FUSE_HANDLE_KILLPRIV the kernel itself sends the mode that chown and truncate leave.
+            kill_privileges: false,
+        };
+        self.ask(req, Asked::SetAttributes { ino: inode(ino), set }, Slot::Attributes(reply));
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.ask(req, Asked::ReadLink { ino: inode(ino) }, Slot::Data(reply));
+    }
+
+    // The umask has been applied by the kernel, which is not asked for FUSE_DONT_MASK.
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let Some(kind) = new_kind(mode, rdev) else { return reply.error(Errno::EINVAL) };
+        self.ask(req, make(parent, name, kind, mode), Slot::Entry(reply));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.ask(req, make(parent, name, NewKind::Directory, mode), Slot::Entry(reply));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let kind = NewKind::Symlink { target: bytes_of(target.as_os_str()) };
+        self.ask(req, make(parent, link_name, kind, 0o777), Slot::Entry(reply));
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.ask(req, Asked::Unlink { parent: inode(parent), name: bytes_of(name) }, Slot::Empty(reply));
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.ask(req, Asked::RemoveDirectory { parent: inode(parent), name: bytes_of(name) }, Slot::Empty(reply));
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            flags if flags.is_empty() => RenameMode::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let (from_parent, to_parent) = (inode(parent), inode(newparent));
+        let (from_name, to_name) = (bytes_of(name), bytes_of(newname));
+        self.ask(req, Asked::Rename { from_parent, from_name, to_parent, to_name, mode }, Slot::Empty(reply));
+    }
+
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let request = Asked::Link { ino: inode(ino), parent: inode(newparent), name: bytes_of(newname) };
+        self.ask(req, request, Slot::Entry(reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.ask(req, Asked::Open { ino: inode(ino), mode: OpenMode::of(flags.0) }, Slot::Open(reply));
+    }
+
+    fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
+        let (parent, name, permissions) = (inode(parent), bytes_of(name), permissions(mode));
+        self.ask(req, Asked::Create { parent, name, permissions, mode: OpenMode::of(flags) }, Slot::Create(reply));
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let range = ByteRange { offset, length: size.into() };
+        self.ask(req, Asked::Read { ino: inode(ino), handle: Handle(fh.0), range }, Slot::Data(reply));
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kind = if write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            WriteKind::Mapped
+        } else if flags.0 & libc::O_APPEND != 0 {
+            WriteKind::Append
+        } else {
+            WriteKind::At
+        };
+        let permit = Permit::take(&self.allowance, data.len());
+        // The only copy: the buffer belongs to fuser, which reuses it for the next request.
+        let bytes = Bytes::copy_from_slice(data);
+        let request = Asked::Write { ino: inode(ino), handle: Handle(fh.0), offset, bytes, kind };
+        self.ask_with(permit, req, request, Slot::Write(reply));
+    }
+
+    fn release(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.ask(req, Asked::Release { handle: Handle(fh.0) }, Slot::Empty(reply));
+    }
+
+    fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.ask(req, Asked::Sync { ino: inode(ino) }, Slot::Empty(reply));
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.ask(req, Asked::OpenDirectory { ino: inode(ino) }, Slot::Open(reply));
+    }
+
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.ask(req, Asked::ReadDirectory { handle: Handle(fh.0), offset, plus: false }, Slot::Directory(reply));
+    }
+
+    fn readdirplus(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.ask(req, Asked::ReadDirectory { handle: Handle(fh.0), offset, plus: true }, Slot::DirectoryPlus(reply));
+    }
+
+    fn releasedir(&self, req: &Request, ino: INodeNo, fh: FileHandle, flags: OpenFlags, reply: ReplyEmpty) {
+        self.ask(req, Asked::ReleaseDirectory { handle: Handle(fh.0) }, Slot::Empty(reply));
+    }
+
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.ask(req, Asked::Sync { ino: inode(ino) }, Slot::Empty(reply));
+    }
+
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.ask(req, Asked::Space, Slot::Space(reply));
+    }
+
+    // From here on: what is answered without the cluster. The kernel remembers ENOSYS and asks no more; to programs it says what belongs
+    // there: success for flush (nothing is dirty after write(2) returned), EOPNOTSUPP for extended attributes and fallocate, a plain copy
+    // for copy_file_range, the whole file as data for SEEK_DATA.
+    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, position: u32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn bmap(&self, _req: &Request, ino: INodeNo, blocksize: u32, idx: u64, reply: ReplyBmap) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn ioctl(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn poll(&self, _req: &Request, ino: INodeNo, fh: FileHandle, ph: PollNotifier, events: PollEvents, flags: PollFlags, reply: ReplyPoll) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+fn bytes_of(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
+fn make(parent: INodeNo, name: &OsStr, kind: NewKind, mode: u32) -> Asked {
+    Asked::Make { parent: InodeId(parent.0), name: bytes_of(name), kind, mode: permissions(mode) }
+}

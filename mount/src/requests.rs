@@ -1,0 +1,200 @@
+//! What the kernel asks of the file system and what it is answered, decoded: no FUSE types, no reply objects.
+//!
+//! Owns the vocabulary between the FUSE shell and [`crate::fs::Fs`]. A name is raw bytes here; it is checked where it is used.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs::status::Status;
+use dfs::types::{Attributes, ByteRange, InodeId};
+use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, Space};
+
+/// Who asks, as the kernel tells it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Context {
+    pub uid: u32,
+    pub gid: u32,
+    pub pid: u32,
+}
+
+/// Name of an open file or directory, as it is given to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Handle(pub u64);
+
+/// Open flags that matter here; the kernel has checked the access mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenMode {
+    pub truncate: bool,
+    /// Only of `Create`: an existing name is an error.
+    pub exclusive: bool,
+    pub write: bool,
+}
+
+impl OpenMode {
+    /// Reads the bits of open(2).
+    pub fn of(flags: i32) -> Self {
+        OpenMode {
+            truncate: flags & libc::O_TRUNC != 0,
+            exclusive: flags & libc::O_EXCL != 0,
+            write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+        }
+    }
+}
+
+/// How a write came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteKind {
+    /// write(2) at the offset.
+    At,
+    /// write(2) on a descriptor opened with O_APPEND: the offset is what the kernel believes to be the end.
+    Append,
+    /// Pages of a shared mapping: always at the offset, and not in the writer's name.
+    Mapped,
+}
+
+/// One request of the kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    Lookup {
+        parent: InodeId,
+        name: Vec<u8>,
+    },
+    GetAttributes {
+        ino: InodeId,
+    },
+    SetAttributes {
+        ino: InodeId,
+        set: SetAttributes,
+    },
+    ReadLink {
+        ino: InodeId,
+    },
+    Make {
+        parent: InodeId,
+        name: Vec<u8>,
+        kind: NewKind,
+        mode: u16,
+    },
+    Unlink {
+        parent: InodeId,
+        name: Vec<u8>,
+    },
+    RemoveDirectory {
+        parent: InodeId,
+        name: Vec<u8>,
+    },
+    Rename {
+        from_parent: InodeId,
+        from_name: Vec<u8>,
+        to_parent: InodeId,
+        to_name: Vec<u8>,
+        mode: RenameMode,
+    },
+    Link {
+        ino: InodeId,
+        parent: InodeId,
+        name: Vec<u8>,
+    },
+    Open {
+        ino: InodeId,
+        mode: OpenMode,
+    },
+    Create {
+        parent: InodeId,
+        name: Vec<u8>,
+        permissions: u16,
+        mode: OpenMode,
+    },
+    Read {
+        ino: InodeId,
+        handle: Handle,
+        range: ByteRange,
+    },
+    Write {
+        ino: InodeId,
+        handle: Handle,
+        offset: u64,
+        bytes: Bytes,
+        kind: WriteKind,
+    },
+    /// fsync of a file or a directory.
+    Sync {
+        ino: InodeId,
+    },
+    Release {
+        handle: Handle,
+    },
+    OpenDirectory {
+        ino: InodeId,
+    },
+    /// Entries from the position `offset` on, which is 0 or was given with an entry.
+    ReadDirectory {
+        handle: Handle,
+        offset: u64,
+        plus: bool,
+    },
+    ReleaseDirectory {
+        handle: Handle,
+    },
+    Space,
+}
+
+/// The answer to one request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    Error(Status),
+    Done,
+    Entry(Attributes),
+    Attributes(Attributes),
+    Target(Vec<u8>),
+    Opened(Handle),
+    Created(Handle, Attributes),
+    Bytes(Bytes),
+    Written(u32),
+    Listing(Listing),
+    Space(Space),
+}
+
+/// Entries of a directory from some position on; the kernel takes as many as fit its buffer and asks again from there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listing {
+    /// Whether the attributes are wanted too (readdirplus).
+    pub plus: bool,
+    /// The position that was asked for.
+    pub offset: u64,
+    /// The directory itself.
+    pub directory: Attributes,
+    /// A batch of entries in cookie order; those before `start` lie before the position.
+    pub entries: Arc<Vec<DirectoryEntry>>,
+    pub start: usize,
+}
+
+/// One line of a listing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Line<'a> {
+    pub name: &'a [u8],
+    pub attributes: Attributes,
+    /// Where to go on after this entry.
+    pub next: u64,
+    /// `.` and `..`, which the kernel does not count as lookups.
+    pub dot: bool,
+}
+
+/// Positions 1 and 2 lie behind `.` and `..`; behind an entry lies its cookie plus this.
+pub const POSITION_SHIFT: u64 = 2;
+
+impl Listing {
+    /// The lines in order.
+    pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        let here = Line { name: b".", attributes: self.directory, next: 1, dot: true };
+        let parent = Attributes { ino: self.directory.parent, ..self.directory };
+        let above = Line { name: b"..", attributes: parent, next: POSITION_SHIFT, dot: true };
+        let dots = [here, above].into_iter().skip(self.offset.min(POSITION_SHIFT) as usize);
+        dots.chain(self.entries[self.start..].iter().map(|entry| Line {
+            name: entry.name.as_bytes(),
+            attributes: entry.attributes,
+            next: entry.cookie.0.saturating_add(POSITION_SHIFT),
+            dot: false,
+        }))
+    }
+}
