@@ -2,6 +2,8 @@
 //!
 //! This library is what nodes, mounts and the command line share: types, wire protocol, placement, the client core and its blocking API.
 
+pub mod args;
+pub mod client;
 pub mod cluster_map;
 pub mod limits;
 pub mod link;
