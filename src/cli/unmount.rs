@@ -29,6 +29,8 @@ struct Mounted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Served {
     pid: u32,
+    /// The program's name.
+    name: String,
     started: String,
 }
 
@@ -36,10 +38,10 @@ struct Served {
 pub fn run(directory: &Path, patience: Duration) -> Result<(), Failure> {
     let shown = directory.display();
     let mounted = find(directory)?;
-    if !is_ours(&mounted) {
+    let servers = servers(&mounted);
+    if !is_ours(&mounted, &servers) {
         return Err(Failure::new(format!("{shown} is a {} mount, not one of dfs; use umount", mounted.kind)));
     }
-    let servers = servers(&mounted);
     detach(&mounted.point)?;
     wait_gone(&servers, patience).map_err(|pid| {
         Failure::new(format!(
@@ -68,15 +70,17 @@ fn beside_parent(directory: &Path) -> Option<PathBuf> {
     Some(fs::canonicalize(parent).ok()?.join(name))
 }
 
-fn is_ours(mounted: &Mounted) -> bool {
-    mounted.kind.starts_with("fuse") && (mounted.kind.contains("dfs") || mounted.source.starts_with("dfs"))
+/// By its type, its source, or (mount options can change both) by the program that serves it.
+fn is_ours(mounted: &Mounted, servers: &[Served]) -> bool {
+    let named = mounted.kind == "fuse.dfs-mount" || mounted.source == "dfs";
+    mounted.kind.starts_with("fuse") && (named || servers.iter().any(|served| served.name == "dfs-mount"))
 }
 
 fn parse_mounts(table: &[u8]) -> Vec<Mounted> {
     table.split(|&byte| byte == b'\n').filter_map(parse_mount).collect()
 }
 
-/// `36 35 0:42 / /mnt/dfs rw,noatime shared:1 - fuse.dfs dfs rw,user_id=0`
+/// `36 35 0:42 / /mnt/dfs rw,noatime shared:1 - fuse.dfs-mount dfs rw,user_id=0`
 fn parse_mount(line: &[u8]) -> Option<Mounted> {
     let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
     let dash = fields.iter().skip(6).position(|field| field == b"-")? + 6;
@@ -112,7 +116,7 @@ fn servers(mounted: &Mounted) -> Vec<Served> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     pids.filter(|&pid| pid != std::process::id() && serves(pid, mounted))
-        .filter_map(|pid| Some(Served { pid, started: start_time(pid)? }))
+        .filter_map(|pid| Some(Served { pid, name: program_name(pid)?, started: start_time(pid)? }))
         .collect()
 }
 
@@ -136,6 +140,10 @@ fn names_on_command_line(pid: u32, point: &Path) -> bool {
     let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let Some(name) = point.file_name() else { return false };
     line.split(|&byte| byte == 0).any(|word| Path::new(std::ffi::OsStr::from_bytes(word)).file_name() == Some(name))
+}
+
+fn program_name(pid: u32) -> Option<String> {
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim_end().to_string())
 }
 
 /// Field 22 of `/proc/PID/stat`; `None` when the process is gone or only waits to be collected.
@@ -204,12 +212,15 @@ mod tests {
 
     #[test]
     fn mountinfo_lines_are_understood() {
-        let line = b"36 35 0:42 / /mnt/a\\040b rw,noatime shared:1 master:2 - fuse.dfs dfs rw,user_id=0";
+        let line = b"36 35 0:42 / /mnt/a\\040b rw,noatime shared:1 master:2 - fuse.dfs-mount dfs rw,user_id=0";
         let mounted = parse_mount(line).expect("a mount");
-        assert_eq!(mounted, Mounted { point: "/mnt/a b".into(), kind: "fuse.dfs".into(), source: "dfs".into(), minor: 42 });
-        assert!(is_ours(&mounted));
+        assert_eq!(mounted, Mounted { point: "/mnt/a b".into(), kind: "fuse.dfs-mount".into(), source: "dfs".into(), minor: 42 });
+        assert!(is_ours(&mounted, &[]));
         let other = parse_mount(b"1 0 8:1 / / rw - ext4 /dev/sda1 rw").expect("a mount");
-        assert!(!is_ours(&other));
+        assert!(!is_ours(&other, &[]));
+        let renamed = Mounted { kind: "fuse.s".into(), source: "f".into(), ..mounted };
+        let served = Served { pid: 1, name: "dfs-mount".into(), started: String::new() };
+        assert!(is_ours(&renamed, &[served]) && !is_ours(&renamed, &[]));
         assert_eq!(parse_mount(b"garbage"), None);
         assert_eq!(parse_mount(b""), None);
     }
@@ -227,10 +238,10 @@ mod tests {
     #[test]
     fn a_process_is_known_by_its_start() {
         let own = start_time(std::process::id()).expect("we live");
-        let gone = Served { pid: std::process::id(), started: "0".into() };
+        let gone = Served { pid: std::process::id(), name: String::new(), started: "0".into() };
         assert_ne!(own, gone.started);
         assert_eq!(wait_gone(&[gone], Duration::ZERO), Ok(()));
-        let here = Served { pid: std::process::id(), started: own };
+        let here = Served { pid: std::process::id(), name: String::new(), started: own };
         assert_eq!(wait_gone(&[here], Duration::ZERO), Err(std::process::id()));
     }
 }
