@@ -10,8 +10,9 @@ use std::thread;
 use std::time::Instant;
 
 use dfs::Client;
+use dfs::client::{Error, Options};
 use dfs::random::Random;
-use dfs::status::Status;
+use dfs::types::Address;
 
 const RATE: u64 = 20 << 20;
 const MEMORY: u64 = 256 << 20;
@@ -20,7 +21,7 @@ const CLIENTS: u64 = 4;
 /// How long each run should about take.
 const SECONDS: u64 = 3;
 
-fn main() -> Result<(), Status> {
+fn main() -> Result<(), Error> {
     common::serve_if_node();
     println!("nodes  write MiB/s  (limit)  read MiB/s  (limit)");
     for count in [1, 2, 4, 8] {
@@ -33,19 +34,19 @@ fn main() -> Result<(), Status> {
 }
 
 /// MiB/s written and read by all clients together, each with a file of its own.
-fn measure(count: u64, file_bytes: u64) -> Result<(f64, f64), Status> {
+fn measure(count: u64, file_bytes: u64) -> Result<(f64, f64), Error> {
     let mut nodes = vec![common::start(MEMORY, RATE, None)];
     for _ in 1..count {
         let founder = nodes[0].address.clone();
         nodes.push(common::start(MEMORY, RATE, Some(&founder)));
     }
-    let addresses = nodes.iter().map(|node| node.address.to_string()).collect::<Vec<_>>().join(",");
+    let addresses: Vec<Address> = nodes.iter().map(|node| node.address.clone()).collect();
     let files: Vec<Vec<u8>> = (0..CLIENTS).map(|seed| random_bytes(seed, file_bytes)).collect();
-    let write = all_clients(&addresses, &files, |client, path, bytes| client.put(path, &mut &bytes[..]).map(drop))?;
+    let write = all_clients(&addresses, &files, |client, path, bytes| client.put(path.as_bytes(), &mut &bytes[..]).map(drop))?;
     // New clients, so that nothing comes from a cache.
     let read = all_clients(&addresses, &files, |client, path, bytes| {
         let mut back = Vec::with_capacity(bytes.len());
-        client.fetch(path, &mut back)?;
+        client.get(path.as_bytes(), &mut back)?;
         assert!(back == bytes, "{path} came back changed");
         Ok(())
     })?;
@@ -58,11 +59,11 @@ fn random_bytes(seed: u64, length: u64) -> Vec<u8> {
 }
 
 fn all_clients(
-    addresses: &str,
+    addresses: &[Address],
     files: &[Vec<u8>],
-    work: impl Fn(&Client, &str, &[u8]) -> Result<(), Status> + Sync,
-) -> Result<f64, Status> {
-    let clients = files.iter().map(|_| Client::connect(addresses)).collect::<Result<Vec<_>, _>>()?;
+    work: impl Fn(&Client, &str, &[u8]) -> Result<(), Error> + Sync,
+) -> Result<f64, Error> {
+    let clients = files.iter().map(|_| Client::connect(addresses, Options::default())).collect::<Result<Vec<_>, _>>()?;
     let work = &work;
     let begun = Instant::now();
     thread::scope(|scope| {

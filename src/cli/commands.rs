@@ -1,4 +1,4 @@
-//! What each command does. Streams files in bounded pieces; prints results only when they are whole.
+//! What each command does. Results are printed only when they are whole; file content streams.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -13,11 +13,8 @@ use dfs::types::{Attributes, ByteRange, FileKind, InodeId};
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
 use crate::show::{self, Entry, Holder};
-use crate::store::{Store, TreePath};
+use crate::store::{self, Store, TreePath};
 use crate::unmount;
-
-/// Bytes of a file that are on their way at once.
-const PIECE_BYTES: usize = 8 << 20;
 
 /// Does what the command line says.
 pub fn run(cli: &Cli) -> Result<(), Failure> {
@@ -27,12 +24,11 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
     if let Command::Put { src, .. } = &cli.command {
         refuse_directory(src)?;
     }
-    let store = Store::open(&cli.global)?;
-    let result = with_store(cli, &store);
-    if !matches!(cli.command, Command::Shutdown) {
-        store.close();
+    if let Command::Status = &cli.command {
+        let report = Store::open_later(&cli.global)?.report().map_err(|error| store::unreachable(&cli.global, error))?;
+        return print_either(cli.global.json, || show::status_json(&report), || show::status_text(&report));
     }
-    result
+    with_store(cli, &Store::open(&cli.global)?)
 }
 
 fn with_store(cli: &Cli, store: &Store) -> Result<(), Failure> {
@@ -54,13 +50,9 @@ fn with_store(cli: &Cli, store: &Store) -> Result<(), Failure> {
             let space = store.space()?;
             print_either(json, || show::space_json(&space), || show::space_text(&space))
         }
-        Command::Status => {
-            let report = store.report()?;
-            print_either(json, || show::status_json(&report), || show::status_text(&report))
-        }
         Command::Sync => store.sync(),
         Command::Shutdown => store.shutdown(),
-        // `run` has done umount, `main` has refused the rest.
+        // `run` has done status and umount, `main` has refused the rest.
         _ => Err(Failure::status("command", Status::NotYet)),
     }
 }
@@ -89,13 +81,7 @@ fn put(store: &Store, src: &Path, path: &TreePath) -> Result<(), Failure> {
         Box::new(File::open(src).map_err(|error| Failure::local(format!("cannot read {}", src.display()), &error))?)
     };
     let target = into_directory(store, path, src)?;
-    let (ino, created) = store.create(&target)?;
-    let result = copy_in(store, &mut source, ino, src, &target);
-    if result.is_err() && created {
-        // Half a file under the new name would pass for a whole one. If this fails too, the first failure is the one to tell.
-        let _ = store.remove(&target, FileKind::File);
-    }
-    result
+    store.put(&target, &mut source, &src.display().to_string())
 }
 
 /// The path itself, or the source's name in it if it is a directory.
@@ -114,30 +100,15 @@ fn into_directory(store: &Store, path: &TreePath, src: &Path) -> Result<TreePath
     }
 }
 
-fn copy_in(store: &Store, mut source: &mut dyn Read, ino: InodeId, src: &Path, target: &TreePath) -> Result<(), Failure> {
-    let mut offset = 0u64;
-    loop {
-        let mut piece = Vec::with_capacity(PIECE_BYTES);
-        let read = (&mut source).take(PIECE_BYTES as u64).read_to_end(&mut piece);
-        let length = read.map_err(|error| Failure::local(format!("cannot read {}", src.display()), &error))?;
-        if length == 0 {
-            return Ok(());
-        }
-        let failed = |status| Failure::status(format!("cannot write {}", target.shown()), status);
-        store.write(ino, offset, Bytes::from(piece)).map_err(failed)?;
-        offset += length as u64;
-    }
-}
-
 fn get(store: &Store, path: &TreePath, dst: &Path) -> Result<(), Failure> {
-    let attributes = store.find_file(path)?;
+    store.find_file(path)?;
     if dst == Path::new("-") {
-        return copy_out(store, path, attributes.ino, &mut io::stdout().lock(), "standard output");
+        return store.fetch(path, &mut io::stdout().lock(), "standard output");
     }
     let target = local_target(path, dst);
     let shown = target.display().to_string();
     let mut file = File::create(&target).map_err(|error| Failure::local(format!("cannot write {shown}"), &error))?;
-    let result = copy_out(store, path, attributes.ino, &mut file, &shown);
+    let result = store.fetch(path, &mut file, &shown);
     if result.is_err() && target.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
         // Half a file would pass for a whole one. If this fails too, the first failure is the one to tell.
         let _ = fs::remove_file(&target);
@@ -150,19 +121,6 @@ fn local_target(path: &TreePath, dst: &Path) -> PathBuf {
     match path.name() {
         Some(name) if dst.is_dir() => dst.join(std::ffi::OsStr::from_bytes(name.as_bytes())),
         _ => dst.to_path_buf(),
-    }
-}
-
-fn copy_out(store: &Store, path: &TreePath, ino: InodeId, target: &mut dyn Write, shown: &str) -> Result<(), Failure> {
-    let mut offset = 0u64;
-    loop {
-        let range = ByteRange { offset, length: PIECE_BYTES as u64 };
-        let bytes = store.read(ino, range).map_err(|status| Failure::status(format!("cannot read {}", path.shown()), status))?;
-        if bytes.is_empty() {
-            return target.flush().map_err(|error| Failure::local(format!("cannot write {shown}"), &error));
-        }
-        target.write_all(&bytes).map_err(|error| Failure::local(format!("cannot write {shown}"), &error))?;
-        offset += bytes.len() as u64;
     }
 }
 

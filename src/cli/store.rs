@@ -4,11 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 
-use bytes::Bytes;
-
-use dfs::client::{Call, Client, Reply};
+use dfs::client::{Call, Client, Error, Options, Reply};
 use dfs::cluster_map::ClusterMap;
 use dfs::limits;
 use dfs::status::Status;
@@ -54,6 +53,11 @@ impl TreePath {
         self.names.last()
     }
 
+    /// The names joined by slashes, as the client takes them.
+    fn bytes(&self) -> Vec<u8> {
+        self.names.iter().flat_map(|name| [b"/", name.as_bytes()].concat()).collect()
+    }
+
     /// The path of an entry below this one.
     pub fn join(&self, name: &Name) -> Self {
         let mut names = self.names.clone();
@@ -76,32 +80,20 @@ pub struct Store {
 impl Store {
     /// Connects, within the operation deadline.
     pub fn open(global: &Global) -> Result<Self, Failure> {
-        let list = global.nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let client = Client::connect(global.nodes.clone(), global.op_timeout).map_err(|status| match status {
-            Status::Unavailable | Status::TimedOut | Status::Disconnected | Status::NotMember => Failure::new(format!(
-                "no node answers at {list} ({status}); start one with dfs-node, or name one with --nodes or DFS_NODES"
-            )),
-            _ => Failure::status(format!("cannot use the cluster at {list}"), status),
-        })?;
-        Ok(Store { client })
+        Client::connect(&global.nodes, options(global)).map(|client| Store { client }).map_err(|error| unreachable(global, error))
     }
 
-    fn call(&self, call: Call) -> Result<Reply, Status> {
-        self.client.call(call)
+    /// Begins to connect: for looking at a cluster that may have no leader.
+    pub fn open_later(global: &Global) -> Result<Self, Failure> {
+        Client::connect_later(&global.nodes, options(global)).map(|client| Store { client }).map_err(|error| unreachable(global, error))
     }
 
     fn query(&self, query: Query) -> Result<Answer, Status> {
-        match self.call(Call::Query(query))? {
-            Reply::Answer(answer) => Ok(answer),
-            _ => Err(Status::Internal),
-        }
+        self.client.query(query)
     }
 
-    fn change(&self, op: Op) -> Result<Replied, Status> {
-        match self.call(Call::Op(op))? {
-            Reply::Replied(replied) => Ok(replied),
-            _ => Err(Status::Internal),
-        }
+    fn change(&self, op: Op) -> Result<(), Status> {
+        self.client.call(Call::Op(op)).map(drop)
     }
 
     /// What is at the path.
@@ -159,31 +151,13 @@ impl Store {
         }
     }
 
-    /// An empty regular file at the path: new, or emptied. Whether it is new comes second.
-    pub fn create(&self, path: &TreePath) -> Result<(InodeId, bool), Failure> {
-        let (parent, name) = self.place(path)?;
-        let failed = |status| Failure::status(format!("cannot write {}", path.shown()), status);
-        let op = self.creation(parent, name, NewKind::File, 0o666, false);
-        let Replied::Entry { attributes, created } = self.change(op).map_err(failed)? else {
-            return Err(failed(Status::Internal));
-        };
-        if !created && attributes.size > 0 {
-            let set = SetAttributes { size: Some(0), ..SetAttributes::default() };
-            self.change(Op::SetAttributes { ino: attributes.ino, set }).map_err(failed)?;
-        }
-        Ok((attributes.ino, created))
-    }
-
-    fn creation(&self, parent: InodeId, name: &Name, kind: NewKind, mode: u16, exclusive: bool) -> Op {
-        let (uid, gid, umask) = caller();
-        Op::Create { parent, name: name.clone(), kind, mode: mode & !umask, uid, gid, exclusive, hold: false }
-    }
-
     /// Makes a directory.
     pub fn make_directory(&self, path: &TreePath) -> Result<(), Failure> {
         let (parent, name) = self.place(path)?;
-        let op = self.creation(parent, name, NewKind::Directory, 0o777, true);
-        self.change(op).map(drop).map_err(|status| Failure::status(format!("cannot make {}", path.shown()), status))
+        let (uid, gid, umask) = caller();
+        let (name, kind, mode) = (name.clone(), NewKind::Directory, 0o777 & !umask);
+        let op = Op::Create { parent, name, kind, mode, uid, gid, exclusive: true, hold: false };
+        self.change(op).map_err(|status| Failure::status(format!("cannot make {}", path.shown()), status))
     }
 
     /// Removes a name: of a directory if it is one (which must be empty), else of a file.
@@ -196,7 +170,7 @@ impl Store {
     pub fn remove_entry(&self, parent: InodeId, name: &Name, kind: FileKind) -> Result<(), Status> {
         let name = name.clone();
         let op = if kind == FileKind::Directory { Op::Rmdir { parent, name } } else { Op::Unlink { parent, name } };
-        self.change(op).map(drop)
+        self.change(op)
     }
 
     /// Renames; an existing file at the target is replaced.
@@ -205,19 +179,30 @@ impl Store {
         let (to_parent, to_name) = self.place(to)?;
         let (from_name, to_name) = (from_name.clone(), to_name.clone());
         let op = Op::Rename { from_parent, from_name, to_parent, to_name, mode: RenameMode::Replace };
-        self.change(op).map(drop).map_err(|status| Failure::status(format!("cannot move {} to {}", from.shown(), to.shown()), status))
+        self.change(op).map_err(|status| Failure::status(format!("cannot move {} to {}", from.shown(), to.shown()), status))
     }
 
-    /// Stores bytes at an offset; when it returns they are replicated.
-    pub fn write(&self, ino: InodeId, offset: u64, bytes: Bytes) -> Result<(), Status> {
-        self.call(Call::Write { ino, at: WriteAt::Offset(offset), bytes, kill_privileges: false }).map(drop)
+    /// Stores a stream; the path shows it whole or not at all. On return it is replicated.
+    pub fn put(&self, path: &TreePath, source: &mut dyn Read, source_name: &str) -> Result<(), Failure> {
+        self.place(path)?;
+        let mut source = Watched { inner: source, error: None };
+        let result = self.client.put(&path.bytes(), &mut source);
+        match (result, source.error) {
+            (Ok(_), _) => Ok(()),
+            (Err(_), Some(error)) => Err(Failure::local(format!("cannot read {source_name}"), &error)),
+            (Err(error), None) => Err(Failure::status(format!("cannot write {}", path.shown()), error.status)),
+        }
     }
 
-    /// Bytes at an offset, fewer at the end of the file.
-    pub fn read(&self, ino: InodeId, range: ByteRange) -> Result<Bytes, Status> {
-        match self.call(Call::Read { ino, range })? {
-            Reply::Bytes(bytes) => Ok(bytes),
-            _ => Err(Status::Internal),
+    /// Writes a file's bytes to a stream.
+    pub fn fetch(&self, path: &TreePath, target: &mut dyn Write, target_name: &str) -> Result<(), Failure> {
+        let mut target = Watched { inner: target, error: None };
+        let result = self.client.get(&path.bytes(), &mut target);
+        let flushed = if result.is_ok() { target.flush() } else { Ok(()) };
+        match (result, target.error.or(flushed.err())) {
+            (_, Some(error)) => Err(Failure::local(format!("cannot write {target_name}"), &error)),
+            (Err(error), None) => Err(Failure::status(format!("cannot read {}", path.shown()), error.status)),
+            (Ok(_), None) => Ok(()),
         }
     }
 
@@ -248,7 +233,7 @@ impl Store {
 
     /// The newest cluster map.
     pub fn map(&self) -> Result<ClusterMap, Failure> {
-        match self.call(Call::Map) {
+        match self.client.call(Call::Map) {
             Ok(Reply::Map(map)) => Ok(map),
             Ok(_) => Err(Failure::status("cluster map", Status::Internal)),
             Err(status) => Err(Failure::status("cluster map", status)),
@@ -256,37 +241,76 @@ impl Store {
     }
 
     /// The leader's view of the cluster, or any node's while there is no leader.
-    pub fn report(&self) -> Result<StatusReport, Failure> {
-        match self.call(Call::Status(None)) {
-            Ok(Reply::Status(report)) => Ok(*report),
-            Ok(_) => Err(Failure::status("status", Status::Internal)),
-            Err(status) => Err(Failure::status("status", status)),
-        }
+    pub fn report(&self) -> Result<StatusReport, Error> {
+        self.client.status().map(|report| *report)
     }
 
     /// Size and free space.
     pub fn space(&self) -> Result<Space, Failure> {
-        match self.query(Query::Space) {
-            Ok(Answer::Space(space)) => Ok(space),
-            Ok(_) => Err(Failure::status("df", Status::Internal)),
-            Err(status) => Err(Failure::status("df", status)),
-        }
+        self.client.space().map_err(|error| Failure::status("df", error.status))
     }
 
     /// Returns when what this session wrote is safe and the leader is known to answer.
     pub fn sync(&self) -> Result<(), Failure> {
-        self.call(Call::Flush).map_err(|status| Failure::status("sync", status))?;
+        self.client.sync().map_err(|error| Failure::status("sync", error.status))?;
         self.space().map(drop)
     }
 
     /// Stops the whole cluster.
     pub fn shutdown(&self) -> Result<(), Failure> {
-        self.call(Call::Shutdown).map(drop).map_err(|status| Failure::status("shutdown", status))
+        self.client.shutdown().map_err(|error| Failure::status("shutdown", error.status))
+    }
+}
+
+fn options(global: &Global) -> Options {
+    Options { op_timeout: global.op_timeout, ..Options::default() }
+}
+
+/// What to say when no cluster answers.
+pub fn unreachable(global: &Global, error: Error) -> Failure {
+    let list = global.nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    match error.status {
+        Status::Unavailable | Status::TimedOut | Status::Disconnected | Status::NotMember => Failure::new(format!(
+            "no cluster answers at {list} ({}); start a node with dfs-node, or name one with --nodes or DFS_NODES",
+            error.status
+        )),
+        status => Failure::status(format!("cannot use the cluster at {list}"), status),
+    }
+}
+
+/// A stream of this machine that remembers its error, so that it is not taken for one of the cluster.
+struct Watched<S> {
+    inner: S,
+    error: Option<io::Error>,
+}
+
+impl<S> Watched<S> {
+    fn noted<T>(&mut self, result: io::Result<T>) -> io::Result<T> {
+        result.inspect_err(|error| {
+            // An interrupted call is repeated by whoever called.
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.error = Some(error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error));
+            }
+        })
+    }
+}
+
+impl Read for Watched<&mut dyn Read> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let result = self.inner.read(buffer);
+        self.noted(result)
+    }
+}
+
+impl Write for Watched<&mut dyn Write> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let result = self.inner.write(bytes);
+        self.noted(result)
     }
 
-    /// Ends the session, so that the cluster need not wait for it to expire. Nothing is lost if it fails.
-    pub fn close(self) {
-        let _ = self.call(Call::EndSession);
+    fn flush(&mut self) -> io::Result<()> {
+        let result = self.inner.flush();
+        self.noted(result)
     }
 }
 
