@@ -3,10 +3,13 @@
 //! This library is what nodes, mounts and the command line share: types, wire protocol, placement, the client core and its blocking API.
 
 pub mod args;
+pub mod chunk_tree;
 pub mod client;
 pub mod cluster_map;
 pub mod limits;
 pub mod link;
+pub mod links;
+pub mod net;
 pub mod placement;
 pub mod random;
 pub mod status;

@@ -50,8 +50,35 @@ pub const CONTROL_BODY_BYTES_MAX: usize = 4 << 20;
 pub const BULK_BODY_BYTES_MAX: usize = 4 << 20;
 /// Largest payload of a frame.
 pub const PAYLOAD_BYTES_MAX: usize = CHUNK_BYTES_MAX;
+/// Largest record that is kept or replicated as a unit (a log entry); several fit one control frame.
+pub const RECORD_BYTES_MAX: usize = 2 << 20;
+/// Most items in one list of uploads (deletion, audit, loss).
+pub const UPLOADS_LIST_MAX: usize = 4096;
+/// Most names in one path.
+pub const PATH_NAMES_MAX: usize = 4096;
+/// Bytes read from one connection before others get their turn.
+pub const CONNECTION_TURN_BYTES_MAX: usize = 1 << 20;
+/// Bytes read from all connections before what they brought is handled.
+pub const READ_TURN_BYTES_MAX: usize = 16 << 20;
+/// Connections accepted in one turn.
+pub const ACCEPTS_PER_TURN_MAX: usize = 64;
+/// A connection that is being closed may take this long to deliver what is queued.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
+/// Lines about refused connections written per second; the rest is counted.
+pub const REFUSAL_LINES_PER_SECOND_MAX: u32 = 10;
 /// Bytes queued towards one peer before reading from it stops.
 pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Unanswered requests on one link.
+pub const LINK_REQUESTS_MAX: usize = 8192;
+/// Notices kept for a link that is being dialled; the oldest are dropped first.
+pub const LINK_NOTICES_QUEUED_MAX: usize = 256;
+/// Peers (address, incarnation, lane) that one process remembers; idle ones are forgotten first.
+pub const LINK_PEERS_MAX: usize = 4 * NODES_MAX;
+/// Time between two attempts to dial a peer, at first and at most.
+pub const REDIAL_DELAY_MIN: Duration = Duration::from_millis(20);
+pub const REDIAL_DELAY_MAX: Duration = Duration::from_millis(500);
+/// A link that has not given a sign of life for this long while it owes an answer is given up and dialled anew.
+pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
 /// Time for a handshake.
@@ -84,6 +111,56 @@ pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// A deleted chunk stays readable this long for readers on their way.
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
+/// A client without a leader asks again after this long, at first and at most.
+pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(200);
+/// Chunk cache of a client, default.
+pub const CLIENT_CACHE_BYTES_DEFAULT: usize = 256 << 20;
+/// Unanswered calls of one client.
+pub const CLIENT_CALLS_MAX: usize = 8192;
+/// Bytes of unanswered writes of one client.
+pub const CLIENT_WRITE_BYTES_MAX: usize = 256 << 20;
+/// Bytes of chunks that one client has on their way to nodes.
+pub const CLIENT_UPLOAD_BYTES_MAX: usize = 16 << 20;
+/// Bytes on their way to a client beyond which it reads nothing ahead.
+pub const CLIENT_READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
+/// Chunks that a sequential reader is ahead.
+pub const CLIENT_READ_AHEAD_CHUNKS: u64 = 4;
+/// Longest read in one call.
+pub const CLIENT_READ_BYTES_MAX: u64 = 64 << 20;
+/// Files whose layout a client remembers.
+pub const CLIENT_LAYOUTS_MAX: usize = 1024;
+/// Uploads whose hash a client remembers, to link instead of sending them again.
+pub const CLIENT_UPLOADS_REMEMBERED: usize = 4096;
+/// Slots for which a client counts its small writes, and slots that wait to be folded by it.
+pub const CLIENT_FOLDS_MAX: usize = 4096;
+/// A client folds a slot after this many separate small writes, or this many bytes of them.
+pub const FOLD_AFTER_WRITES: u32 = 64;
+pub const FOLD_AFTER_BYTES: u64 = 256 << 10;
+/// Most chunks that one write commits.
+pub const WRITE_CHUNKS_MAX: usize = 16;
+/// Run of zeros that a large write turns into a hole.
+pub const HOLE_BYTES_MIN: usize = 64 << 10;
+/// Extents that one answer of `locate` lists.
+pub const LOCATE_EXTENTS_MAX: usize = 1 << 18;
+/// Memory that a chunk is charged for beside its bytes: map entries, the allocator's rounding.
+pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
+/// Memory that each upload of a chunk is charged for.
+pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
+/// Most uploads of one chunk that a node remembers at once; more are refused as `Busy` until an audit has settled some.
+pub const INSTANCES_PER_CHUNK_MAX: usize = 4096;
+/// Most bad copies that a node keeps in mind until the leader has acknowledged their loss.
+pub const LOST_REPORTS_MAX: usize = 65_536;
+/// Most uploads in one audit, deletion or loss report.
+pub const CHUNK_ITEMS_MAX: usize = 4096;
+/// A node asks about a new upload after this time.
+pub const AUDIT_FIRST_AFTER: Duration = Duration::from_secs(1);
+/// A node asks again about an upload that may still be committed, or that nobody answered for.
+pub const AUDIT_RETRY_AFTER: Duration = Duration::from_secs(2);
+/// Time in which a node asks once about everything it keeps.
+pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
+/// The same after a change of leader, when deletions may have been lost.
+pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 
@@ -94,4 +171,8 @@ const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_m
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
+const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
+const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));
+const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
+const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);

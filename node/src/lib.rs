@@ -1,1 +1,3 @@
 //! Storage node of dfs.
+
+pub mod chunk;

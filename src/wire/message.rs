@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster_map::{ClusterMap, Member};
+use crate::link::Lane;
 use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, Instance, NodeId, RequestNumber, SessionId, Term};
@@ -84,6 +85,26 @@ pub enum Request {
     Lost { items: Vec<(ChunkHash, Instance)> },
     /// Node to leader: I am leaving, replace me.
     Leave,
+}
+
+impl Request {
+    /// Which of a pair's two connections carries it.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Request::Put { .. } | Request::LinkChunk { .. } | Request::Get { .. } | Request::Suspect { .. } => Lane::Bulk,
+            _ => Lane::Control,
+        }
+    }
+}
+
+impl Notice {
+    /// Which of a pair's two connections carries it.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Notice::Snapshot { .. } => Lane::Bulk,
+            _ => Lane::Control,
+        }
+    }
 }
 
 /// The answer to a request of the same name.

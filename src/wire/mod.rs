@@ -1,4 +1,8 @@
 //! What travels: messages, their encoding, and the frames around them.
 
+pub mod check;
+pub mod codec;
+pub mod frame;
+pub mod handshake;
 pub mod message;
 pub mod namespace;
