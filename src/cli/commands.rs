@@ -4,11 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-
 use dfs::cluster_map::ClusterMap;
 use dfs::status::Status;
-use dfs::types::{Attributes, ByteRange, FileKind, InodeId};
+use dfs::types::{Attributes, FileKind, InodeId};
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;

@@ -13,7 +13,7 @@ use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Name, NodeId};
 use dfs::wire::message::StatusReport;
-use dfs::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Replied, SetAttributes, Source, Space, WriteAt};
+use dfs::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Source, Space};
 
 use crate::args::Global;
 use crate::failure::Failure;
