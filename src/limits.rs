@@ -26,6 +26,20 @@ pub const INLINE_REST_BYTES_MAX: usize = 1 << 10;
 pub const SLOT_EXTENTS_MAX: usize = 512;
 /// Most extents or entries that one command visits.
 pub const COMMAND_VISITS_MAX: usize = 1024;
+/// Most truncations of one file whose slots are still to be freed.
+pub const CUTS_MAX: usize = 8;
+/// Neighbouring inline extents are merged up to this size, so that an append copies no more.
+pub const INLINE_RUN_BYTES_MAX: usize = 16 << 10;
+/// A slot with more extents is offered for folding.
+pub const FOLD_EXTENTS_MIN: usize = 8;
+/// A slot with more inline bytes is offered for folding.
+pub const FOLD_INLINE_BYTES_MIN: usize = 64 << 10;
+/// Inline bytes in one answer about a file's layout.
+pub const EXTENTS_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Ended sessions, and replaced nodes, whose ids are remembered so that a late message cannot bring them back.
+pub const ENDED_IDS_MAX: usize = 1024;
+/// Largest record in a namespace snapshot: a slot full of inline bytes, or a cluster map full of members.
+pub const SNAPSHOT_RECORD_BYTES_MAX: usize = 4 << 20;
 /// Most patches in one write.
 pub const WRITE_PATCHES_MAX: usize = 64;
 /// Most outcomes remembered per session, hence most unanswered requests of one session.
@@ -163,16 +177,69 @@ pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
 pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
+/// Largest run of log entries in one Raft message, and largest single entry.
+pub const RAFT_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Unacknowledged appends to one follower.
+pub const RAFT_INFLIGHT_MAX: usize = 256;
+/// Proposed but not committed; beyond it a leader is busy.
+pub const RAFT_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// The log drops applied entries beyond this; up to four times as much is kept for a follower that is receiving a snapshot.
+pub const RAFT_LOG_BYTES_MAX: usize = 32 << 20;
+/// The same in entries.
+pub const RAFT_LOG_ENTRIES_MAX: usize = 1 << 16;
+/// A follower at most this far behind counts as caught up.
+pub const RAFT_CAUGHT_UP_ENTRIES: u64 = 256;
+/// Clients and nodes that wait for a command to be applied.
+pub const NODE_PROPOSALS_MAX: usize = 1 << 16;
+/// Reads that wait for proof of leadership.
+pub const NODE_READS_MAX: usize = 1 << 14;
+/// A node that was not scheduled for this long judges nobody's silence.
+pub const NODE_PAUSE_MIN: Duration = Duration::from_millis(700);
+/// A leader gives up one heartbeat after this long, and sends the next.
+pub const PING_TIMEOUT: Duration = Duration::from_millis(600);
+/// Between two rounds of asking for a leader.
+pub const JOIN_RETRY: Duration = Duration::from_millis(200);
+/// A joining node waits this long for the vote that is wanting, then serves without.
+pub const VOTE_WAIT_MAX: Duration = Duration::from_secs(8);
+/// A leader looks at all that there is to do this often, or when something changed.
+pub const DUTY_INTERVAL: Duration = Duration::from_millis(100);
+/// A leader proposes a command of its own again if it was not applied by then.
+pub const DUTY_RETRY: Duration = Duration::from_secs(1);
+/// Unlinked or truncated files in one command that frees part of them.
+pub const REAP_BATCH_MAX: usize = 64;
+/// Uploads to be deleted that a leader keeps in mind; the rest is found by audits.
+pub const DELETIONS_MAX: usize = 1 << 20;
+/// A deletion is sent this often, this far apart, before it is left to audits.
+pub const DELETE_ATTEMPTS_MAX: u32 = 3;
+pub const DELETE_RETRY: Duration = Duration::from_millis(500);
+/// The least that a voter gives to the namespace.
+pub const NAMESPACE_BYTES_MIN: u64 = 64 << 20;
+/// One slice of a namespace snapshot, and how many may be on their way.
+pub const SNAPSHOT_SLICE_BYTES: usize = 256 << 10;
+pub const SNAPSHOT_WINDOW: u32 = 8;
+/// A snapshot of which nothing arrives for this long is begun anew.
+pub const SNAPSHOT_STALL_MAX: Duration = Duration::from_secs(3);
+/// A node that leaves hands over for at most this long.
+pub const LEAVE_TIME_MAX: Duration = Duration::from_secs(30);
+/// What a stopping node said last is given this long to arrive.
+pub const STOP_GRACE: Duration = Duration::from_millis(200);
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);
+const _: () = assert!(FOLD_EXTENTS_MIN < SLOT_EXTENTS_MAX && SLOT_EXTENTS_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
 const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
+const _: () = assert!(2 * RAFT_MESSAGE_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
+const _: () = assert!(RAFT_MESSAGE_BYTES_MAX < RAFT_UNCOMMITTED_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
+const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
+const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());

@@ -251,6 +251,14 @@ impl Links {
         }
     }
 
+    /// Goes on as somebody else, of no cluster yet: closes every link, fails what waits. Link numbers go on.
+    pub fn restart(&mut self, sender: u64) {
+        let addresses: Vec<Address> = self.by_address.keys().cloned().collect();
+        addresses.iter().for_each(|address| self.forget(address));
+        self.sender = sender;
+        self.cluster = ClusterId(0);
+    }
+
     /// Requests that wait for an answer.
     pub fn waiting(&self) -> usize {
         self.pending.len()

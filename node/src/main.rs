@@ -1,1 +1,32 @@
-fn main() {}
+//! `dfs-node`: one storage node, one operating-system thread. Parses, then hands over to the event loop.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use dfs_node::args::Args;
+use dfs_node::event_loop::{self, Stop};
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(line) => {
+            eprintln!("dfs-node: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let options = args.options()?;
+    dfs::args::init_logging(&args.log, args.log_format, args.log_file.as_deref())?;
+    event_loop::tune_allocator();
+    let stop = Stop::default();
+    event_loop::stop_on_signals(&stop);
+    event_loop::serve(&options, &stop, |address, cluster, node| {
+        // Scripts wait for this line through a pipe; a lost reader is no reason to stop serving.
+        let mut out = std::io::stdout();
+        let _ = writeln!(out, "ready listen={address} cluster={cluster} node={node}").and_then(|()| out.flush());
+    })
+}

@@ -1,0 +1,176 @@
+//! The command line of `dfs-node`: what it accepts, what it refuses and why. Parses and checks; does nothing.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use dfs::args::{self, LogFormat, Size};
+use dfs::limits;
+use dfs::types::Address;
+
+use crate::node::Start;
+
+/// Lend this machine's RAM to a dfs cluster.
+///
+/// Alone it forms a new, empty cluster on loopback; with --join it becomes a member of an existing one.
+#[derive(Debug, Parser)]
+#[command(name = "dfs-node", version, about, max_term_width = 100)]
+pub struct Args {
+    /// Where to listen: host:port (port 0 picks a free one) or unix:/path
+    #[arg(long, value_name = "ADDR", default_value = args::DEFAULT_ADDRESS)]
+    pub listen: Address,
+    /// How others reach this node, if not by the listening address
+    #[arg(long, value_name = "ADDR")]
+    pub advertise: Option<Address>,
+    /// Form a new cluster (implied on loopback unless --join is given)
+    #[arg(long, conflicts_with_all = ["join", "peers"])]
+    pub bootstrap: bool,
+    /// Join the cluster of any of these nodes; they may be dead, or this node itself
+    #[arg(long, value_name = "ADDR,...", value_delimiter = ',', conflicts_with = "peers")]
+    pub join: Vec<Address>,
+    /// The same list of nodes on every machine; they form a cluster when all are up (not yet)
+    #[arg(long, value_name = "ADDR,...", value_delimiter = ',')]
+    pub peers: Vec<Address>,
+    /// RAM to lend, such as 512MiB; 0 only votes [default: a quarter of the RAM]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// Copies of each chunk, decided by the node that forms the cluster (other values than 2: not yet)
+    #[arg(long, value_name = "N", default_value_t = limits::REPLICAS_DEFAULT)]
+    pub replicas: u8,
+    /// Fault zone of this node (not yet)
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
+    /// Serve metrics over HTTP (not yet)
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<Address>,
+    /// Cap bulk traffic at this many bytes per second, to play a weak node
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<Size>,
+    /// The cluster's secret (not yet)
+    #[arg(long, value_name = "FILE", env = "DFS_SECRET_FILE", conflicts_with = "insecure")]
+    pub secret_file: Option<PathBuf>,
+    /// Listen beyond loopback without a secret: whoever reaches the port can read and write everything
+    #[arg(long)]
+    pub insecure: bool,
+    /// What to log to stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log: String,
+    /// How log lines look: text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Log into this file instead of stderr
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// What [`crate::event_loop::serve`] needs to run one node.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub listen: Address,
+    /// `None`: the address that listening resulted in.
+    pub advertise: Option<Address>,
+    pub start: Start,
+    /// Bytes lent.
+    pub memory: u64,
+    pub zone: String,
+    /// Bytes per second of bulk traffic.
+    pub rate: Option<u64>,
+}
+
+impl Options {
+    /// A node on a free loopback port, for embedding and tests.
+    pub fn loopback(start: Start, memory: u64) -> Self {
+        let listen = Address::Tcp { host: "127.0.0.1".into(), port: 0 };
+        Options { listen, advertise: None, start, memory, zone: String::new(), rate: None }
+    }
+}
+
+impl Args {
+    /// Checks the combination. The error is one line: what, why, what to do.
+    pub fn options(&self) -> Result<Options, String> {
+        self.refuse_unbuilt()?;
+        let beyond = !self.listen.is_local();
+        if beyond && !self.insecure {
+            return Err(format!(
+                "{} can be reached from other machines, and --secret-file is not yet built; \
+                 listen on loopback, or add --insecure if everybody on that network may read and write everything",
+                self.listen
+            ));
+        }
+        if let (Address::Tcp { host, .. }, None) = (&self.listen, &self.advertise) {
+            if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
+                return Err(format!("{} is no address that others can dial; add --advertise HOST:PORT", self.listen));
+            }
+        }
+        let start = if !self.join.is_empty() {
+            Start::Join(self.join.clone())
+        } else if self.bootstrap || !beyond {
+            Start::Bootstrap { replicas: self.replicas }
+        } else {
+            return Err(format!("{} lies beyond loopback; say --bootstrap to form a new cluster, or --join ADDR,...", self.listen));
+        };
+        let memory = self.memory.map_or_else(args::memory_default, |size| size.0);
+        Ok(Options {
+            listen: self.listen.clone(),
+            advertise: self.advertise.clone(),
+            start,
+            memory,
+            zone: String::new(),
+            rate: self.rate.map(|size| size.0).filter(|&rate| rate > 0),
+        })
+    }
+
+    fn refuse_unbuilt(&self) -> Result<(), String> {
+        let unbuilt = [
+            (!self.peers.is_empty(), "--peers is not yet built; start one node with --bootstrap and the others with --join"),
+            (self.zone.is_some(), "--zone is not yet built; leave it away"),
+            (self.replicas != limits::REPLICAS_DEFAULT, "--replicas other than 2 is not yet built; leave it away"),
+            (self.http.is_some(), "--http is not yet built; leave it away"),
+            (self.secret_file.is_some(), "--secret-file is not yet built; stay on loopback or a trusted network with --insecure"),
+        ];
+        match unbuilt.iter().find(|(asked, _)| *asked) {
+            Some((_, line)) => Err((*line).to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str) -> Result<Options, String> {
+        Args::try_parse_from(std::iter::once("dfs-node").chain(line.split_whitespace())).map_err(|error| error.to_string())?.options()
+    }
+
+    #[test]
+    fn alone_on_loopback_it_forms_a_cluster() {
+        let options = options("").unwrap();
+        assert_eq!(options.listen.to_string(), args::DEFAULT_ADDRESS);
+        assert!(matches!(options.start, Start::Bootstrap { replicas: 2 }));
+    }
+
+    #[test]
+    fn joining_never_forms() {
+        let options = options("--listen 127.0.0.1:0 --join 127.0.0.1:7400,unix:/tmp/x --memory 64MiB --rate 20MiB").unwrap();
+        assert!(matches!(options.start, Start::Join(addresses) if addresses.len() == 2));
+        assert_eq!((options.memory, options.rate), (64 << 20, Some(20 << 20)));
+    }
+
+    #[test]
+    fn beyond_loopback_asks_for_two_words() {
+        assert!(options("--listen 10.0.0.1:7400").unwrap_err().contains("--insecure"));
+        assert!(options("--listen 10.0.0.1:7400 --insecure").unwrap_err().contains("--bootstrap"));
+        assert!(options("--listen 10.0.0.1:7400 --insecure --bootstrap").is_ok());
+        assert!(options("--listen 0.0.0.0:7400 --insecure --bootstrap").unwrap_err().contains("--advertise"));
+    }
+
+    #[test]
+    fn the_unbuilt_says_not_yet() {
+        for line in ["--peers 127.0.0.1:1", "--zone a", "--replicas 3", "--http 127.0.0.1:80", "--secret-file x"] {
+            let error = options(line).unwrap_err();
+            assert!(error.contains("not yet"), "{line}: {error}");
+        }
+        assert!(options("--bootstrap --join 127.0.0.1:1").is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! Chunk records: which upload of a chunk is live, who holds it, how many extents refer to it; and what is said about other uploads.
+//!
+//! All holders are recorded by name. A node that is not recorded never hears of the chunk's deletion, therefore it is never told that its copy counts.
+
+use std::collections::BTreeMap;
+
+use dfs::cluster_map::ClusterMap;
+use dfs::limits;
+use dfs::status::Status;
+use dfs::types::{ChunkHash, Instance, NodeId, SessionId};
+use dfs::wire::message::Verdict;
+use dfs::wire::namespace::ChunkClaim;
+use serde::{Deserialize, Serialize};
+
+use super::Namespace;
+use super::command::Effect;
+use super::digest::Digest;
+use super::extents::References;
+
+/// A chunk that at least one extent refers to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChunkRecord {
+    /// The upload under which holders keep it and by which it will be deleted.
+    pub instance: Instance,
+    pub length: u32,
+    /// Extents that refer to it; never 0.
+    pub references: u64,
+    /// Incarnations that gave receipts, sorted; the dead stay until the list is touched.
+    pub holders: Box<[NodeId]>,
+}
+
+/// The claims of one operation, by chunk.
+pub(super) type Claims<'a> = BTreeMap<ChunkHash, &'a ChunkClaim>;
+
+impl ChunkRecord {
+    pub fn digest(&self, hash: &ChunkHash) -> u64 {
+        let digest = Digest::new(4).bytes(&hash.0).word(self.instance.session.0).word(self.instance.counter);
+        let digest = digest.word(u64::from(self.length)).word(self.references);
+        self.holders.iter().fold(digest, |digest, node| digest.word(node.0)).end()
+    }
+
+    pub fn weight(&self) -> u64 {
+        176 + (self.holders.len() * size_of::<NodeId>()) as u64
+    }
+}
+
+/// Living nodes of both lists, sorted, without repetition, at most as many as are recorded.
+fn living_holders(map: &ClusterMap, recorded: &[NodeId], receipts: &[NodeId]) -> Vec<NodeId> {
+    let mut holders: Vec<NodeId> = Vec::with_capacity(recorded.len() + receipts.len());
+    for &node in recorded.iter().chain(receipts) {
+        // Recorded ones come first: a holder once recorded is not crowded out, or its copy would be forgotten.
+        if holders.len() < limits::HOLDERS_MAX && map.is_living(node) && !holders.contains(&node) {
+            holders.push(node);
+        }
+    }
+    holders.sort_unstable();
+    holders
+}
+
+/// Gathers claims by chunk. Errors: `InvalidArgument` for too many, malformed or contradicting ones, or uploads of others.
+pub(super) fn gather_claims(claims: &[ChunkClaim], session: SessionId) -> Result<Claims<'_>, Status> {
+    if claims.len() > limits::WRITE_PATCHES_MAX {
+        return Err(Status::InvalidArgument);
+    }
+    let mut gathered = Claims::new();
+    for claim in claims {
+        let sound = (1..=limits::CHUNK_BYTES_MAX).contains(&(claim.length as usize))
+            && claim.instance.session == session
+            && claim.receipts.len() <= limits::HOLDERS_MAX;
+        if !sound || gathered.insert(claim.hash, claim).is_some() {
+            return Err(Status::InvalidArgument);
+        }
+    }
+    Ok(gathered)
+}
+
+impl Namespace {
+    /// The length of a chunk that an operation may name: one that is referenced, or one that it claims.
+    pub(super) fn chunk_length(&self, hash: &ChunkHash, claims: &Claims) -> Result<u32, Status> {
+        match (self.store.chunk(hash), claims.get(hash)) {
+            (Some(chunk), Some(claim)) if chunk.length != claim.length => Err(Status::InvalidArgument),
+            (Some(chunk), _) => Ok(chunk.length),
+            (None, Some(claim)) => Ok(claim.length),
+            (None, None) => Err(Status::InvalidArgument),
+        }
+    }
+
+    /// Whether the claims for those chunks that gain references hold. Errors: `NoSpace` without storage nodes, `Conflict` for an
+    /// upload that was given up, `MissingReceipts`.
+    pub(super) fn check_claims(&self, claims: &Claims, references: &References, uploads_from: u64) -> Result<(), Status> {
+        for (hash, claim) in claims {
+            if !references.contains_key(hash) {
+                continue;
+            }
+            let needed = self.header.map.receipts_needed();
+            if needed == 0 {
+                return Err(Status::NoSpace);
+            }
+            let live = self.store.chunk(hash);
+            // A given-up upload may be garbage on its holders already, unless it is the very one that is live.
+            if claim.instance.counter < uploads_from && live.is_none_or(|chunk| chunk.instance != claim.instance) {
+                return Err(Status::Conflict);
+            }
+            let recorded = live.map_or(&[][..], |chunk| &chunk.holders);
+            if living_holders(&self.header.map, recorded, &claim.receipts).len() < needed {
+                return Err(Status::MissingReceipts);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies what an operation adds to and takes from the references; claims have been checked.
+    pub(super) fn apply_references(&mut self, references: References, claims: &Claims) {
+        for (hash, change) in references {
+            let claim = claims.get(&hash);
+            let old = self.store.chunk(&hash);
+            if change == 0 && (claim.is_none() || old.is_none()) {
+                continue;
+            }
+            let count = old.map_or(0, |chunk| chunk.references as i64) + change;
+            let recorded = old.map_or(&[][..], |chunk| &chunk.holders);
+            let holders = match claim {
+                Some(claim) => living_holders(&self.header.map, recorded, &claim.receipts),
+                None => recorded.to_vec(),
+            };
+            let (instance, length) = match (old, claim) {
+                (Some(chunk), _) => (chunk.instance, chunk.length),
+                (None, Some(claim)) => (claim.instance, claim.length),
+                (None, None) => unreachable!("a reference to a chunk that has neither record nor claim"),
+            };
+            assert!(count >= 0, "more references given up than held");
+            if count > 0 {
+                let record = ChunkRecord { instance, length, references: count as u64, holders: holders.into() };
+                self.store.put_chunk(hash, Some(record));
+            } else {
+                self.store.put_chunk(hash, None);
+                let holders = living_holders(&self.header.map, &holders, &[]);
+                self.effects.push(Effect::Deleted { hash, instance, holders });
+            }
+        }
+    }
+
+    /// The node lost its copies of these uploads.
+    pub(super) fn lose(&mut self, node: NodeId, items: &[(ChunkHash, Instance)]) {
+        for (hash, instance) in items.iter().take(limits::COMMAND_VISITS_MAX) {
+            let Some(chunk) = self.store.chunk(hash) else { continue };
+            // A report about an earlier upload says nothing about a copy that came later.
+            if chunk.instance == *instance && chunk.holders.contains(&node) {
+                let mut chunk = chunk.clone();
+                chunk.holders = chunk.holders.iter().copied().filter(|&holder| holder != node).collect();
+                self.store.put_chunk(*hash, Some(chunk));
+            }
+        }
+    }
+
+    /// What `node` should do with uploads that it holds.
+    pub fn verdicts(&self, node: NodeId, items: &[(ChunkHash, Instance)]) -> Vec<Verdict> {
+        items.iter().map(|(hash, instance)| self.verdict(node, hash, instance)).collect()
+    }
+
+    fn verdict(&self, node: NodeId, hash: &ChunkHash, instance: &Instance) -> Verdict {
+        let chunk = self.store.chunk(hash);
+        let nameable = self.store.session(instance.session).is_some_and(|session| instance.counter >= session.uploads_from);
+        match chunk.filter(|chunk| chunk.holders.binary_search(&node).is_ok()) {
+            Some(chunk) if chunk.instance == *instance => Verdict::Live(*instance),
+            // The session may yet name it with this node's receipt, also one that lost its race against a recorded upload.
+            _ if nameable => Verdict::Pending,
+            Some(chunk) => Verdict::Live(chunk.instance),
+            None => Verdict::Garbage,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Members, voters, and the cluster map that they make.
+
+use dfs::cluster_map::{Member, MemberState};
+use dfs::limits;
+use dfs::status::Status;
+use dfs::types::{Address, ClusterId, Epoch, NodeId};
+use dfs::wire::namespace::Replied;
+
+use super::Namespace;
+use super::command::Effect;
+
+const ZONE_BYTES_MAX: usize = 255;
+
+impl Namespace {
+    pub(super) fn found(&mut self, cluster: ClusterId, replicas: u8) -> Result<Replied, Status> {
+        if self.header.map.cluster != ClusterId::default() {
+            return Err(Status::Conflict);
+        }
+        if cluster == ClusterId::default() || !(1..=limits::HOLDERS_MAX).contains(&(replicas as usize)) {
+            return Err(Status::InvalidArgument);
+        }
+        (self.header.map.cluster, self.header.map.replicas) = (cluster, replicas);
+        self.advance_epoch();
+        Ok(Replied::Done)
+    }
+
+    /// Voters as a configuration change in the log left them; in log order with [`Namespace::apply`].
+    pub fn set_voters(&mut self, index: u64, mut voters: Vec<NodeId>) {
+        assert!(index > self.header.applied, "the log is applied in order");
+        self.header.applied = index;
+        voters.sort_unstable();
+        voters.dedup();
+        if voters != self.header.map.voters {
+            self.header.map.voters = voters;
+            self.advance_epoch();
+        }
+    }
+
+    pub(super) fn set_member(&mut self, member: &Member) -> Result<Replied, Status> {
+        check_member(member)?;
+        if self.header.dead_nodes.contains(&member.id) {
+            return Err(Status::Conflict);
+        }
+        match self.header.map.member(member.id) {
+            Some(old) if old == member => return Ok(Replied::Done),
+            // An incarnation once declared dead is never heard again, or those who counted it out would be wrong.
+            Some(old) if old.state == MemberState::Dead => return Err(Status::Conflict),
+            _ => {}
+        }
+        let replaced: Vec<NodeId> = self.header.map.members.iter().filter(|other| other.address == member.address).map(|m| m.id).collect();
+        for node in replaced.into_iter().filter(|&node| node != member.id) {
+            self.drop_member(node);
+        }
+        if self.header.map.members.len() >= limits::NODES_MAX && self.header.map.member(member.id).is_none() {
+            let dead = self.header.map.members.iter().find(|other| other.state == MemberState::Dead).map(|other| other.id);
+            self.drop_member(dead.ok_or(Status::Busy)?);
+        }
+        let members = &mut self.header.map.members;
+        match members.binary_search_by_key(&member.id, |other| other.id) {
+            Ok(index) => members[index] = member.clone(),
+            Err(index) => members.insert(index, member.clone()),
+        }
+        self.header.map.had_three |= members.iter().filter(|other| other.state != MemberState::Dead).count() >= 3;
+        self.advance_epoch();
+        Ok(Replied::Done)
+    }
+
+    /// Chunk records keep naming the dead node: a walk over all of them would stop the cluster, and readers pass it over.
+    pub(super) fn mark_dead(&mut self, node: NodeId) -> Result<Replied, Status> {
+        let members = &mut self.header.map.members;
+        let index = members.binary_search_by_key(&node, |member| member.id).map_err(|_| Status::NotMember)?;
+        if members[index].state != MemberState::Dead {
+            members[index].state = MemberState::Dead;
+            self.advance_epoch();
+        }
+        Ok(Replied::Done)
+    }
+
+    pub(super) fn remove_member(&mut self, node: NodeId) -> Result<Replied, Status> {
+        self.header.map.member(node).ok_or(Status::NotMember)?;
+        self.drop_member(node);
+        self.advance_epoch();
+        Ok(Replied::Done)
+    }
+
+    /// Takes a member off the map for good: its id is remembered, so that a late message of its life cannot bring it back.
+    fn drop_member(&mut self, node: NodeId) {
+        self.header.map.members.retain(|member| member.id != node);
+        if self.header.dead_nodes.len() >= limits::ENDED_IDS_MAX {
+            self.header.dead_nodes.pop_front();
+        }
+        self.header.dead_nodes.push_back(node);
+    }
+
+    fn advance_epoch(&mut self) {
+        self.header.map.epoch = Epoch(self.header.map.epoch.0 + 1);
+        if self.effects.last() != Some(&Effect::MapChanged) {
+            self.effects.push(Effect::MapChanged);
+        }
+    }
+}
+
+fn check_member(member: &Member) -> Result<(), Status> {
+    let address_fits = match &member.address {
+        Address::Tcp { host, .. } => host.len() <= 255,
+        Address::Unix(path) => path.as_os_str().len() <= 255,
+    };
+    if member.id == NodeId(0) || member.state == MemberState::Dead || member.zone.len() > ZONE_BYTES_MAX || !address_fits {
+        return Err(Status::InvalidArgument);
+    }
+    Ok(())
+}

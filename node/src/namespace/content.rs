@@ -1,0 +1,377 @@
+//! Content of files: write, fold, truncate, and the freeing in slices of what was unlinked or cut off.
+//!
+//! An operation is planned on copies of the slots that it touches; only a plan that passes every check is carried out.
+
+use std::collections::BTreeMap;
+
+use dfs::limits;
+use dfs::status::Status;
+use dfs::types::{InodeId, SessionId, Timestamp};
+use dfs::wire::namespace::{ChunkClaim, Patch, Replied, SetAttributes, Source, WriteAt};
+
+use super::Namespace;
+use super::chunks::{Claims, gather_claims};
+use super::command::Effect;
+use super::extents::{Content, References, Slot};
+use super::inode::{Cut, File, Inode, check_set};
+
+/// Slots that one command may touch.
+const SLOTS_TOUCHED_MAX: usize = 2 * limits::WRITE_PATCHES_MAX;
+/// Slots that a truncation frees at once; more are cut off and freed in slices.
+const TRUNCATE_VISITS_MAX: usize = limits::COMMAND_VISITS_MAX / 4;
+
+/// Who writes, and what uploads it may still name.
+#[derive(Clone, Copy)]
+pub(super) struct Writer {
+    pub session: SessionId,
+    pub uploads_from: u64,
+}
+
+/// A slot by its version, as a fold names it.
+#[derive(Clone, Copy)]
+pub(super) struct SlotAt {
+    pub ino: InodeId,
+    pub index: u64,
+    pub version: u64,
+}
+
+/// The state that a command is about to make of a file.
+struct Plan {
+    ino: InodeId,
+    file: File,
+    slots: BTreeMap<u64, Slot>,
+    references: References,
+    /// Of the stored slots that the plan replaces.
+    old_blocks: u64,
+    old_inline: u64,
+}
+
+impl Plan {
+    fn new(ino: InodeId, file: &File) -> Plan {
+        let file = File { layout: file.layout + 1, ..file.clone() };
+        Plan { ino, file, slots: BTreeMap::new(), references: References::new(), old_blocks: 0, old_inline: 0 }
+    }
+}
+
+/// `offset..end` by slots: index, and start and end within the slot.
+fn by_slot(offset: u64, end: u64) -> impl Iterator<Item = (u64, u32, u32)> {
+    let last = if end > offset { (end - 1) / limits::SLOT_BYTES + 1 } else { 0 };
+    (offset / limits::SLOT_BYTES..last).map(move |index| {
+        let base = index * limits::SLOT_BYTES;
+        (index, (offset.max(base) - base) as u32, (end - base).min(limits::SLOT_BYTES) as u32)
+    })
+}
+
+impl Namespace {
+    fn file(&self, ino: InodeId) -> Result<&File, Status> {
+        let inode = self.store.inode(ino).ok_or(Status::Stale)?;
+        inode.file().ok_or(if inode.is_directory() { Status::IsDirectory } else { Status::InvalidArgument })
+    }
+
+    /// Takes the slot into the plan. What a truncation hides is dropped on the way: the slot is born anew.
+    fn plan_slot<'a>(&self, plan: &'a mut Plan, index: u64) -> &'a mut Slot {
+        plan.slots.entry(index).or_insert_with(|| {
+            let Some(stored) = self.store.slot(plan.ino, index) else { return Slot::new(plan.file.layout) };
+            plan.old_blocks += stored.blocks();
+            plan.old_inline += stored.inline_bytes();
+            if plan.file.hides(index, stored.born) {
+                stored.unreference(&mut plan.references);
+                return Slot::new(plan.file.layout);
+            }
+            let mut slot = stored.clone();
+            slot.version = plan.file.layout;
+            slot
+        })
+    }
+
+    fn plan_patch(&self, plan: &mut Plan, patch: &Patch, claims: &Claims) -> Result<u64, Status> {
+        let offset = if let WriteAt::Offset(offset) = patch.at { offset } else { plan.file.size };
+        let end = offset.checked_add(patch.length).filter(|&end| end <= limits::FILE_BYTES_MAX).ok_or(Status::FileTooLarge)?;
+        if patch.length == 0 {
+            return Ok(offset);
+        }
+        self.check_source(patch, claims)?;
+        let zeros = matches!(&patch.source, Source::Inline(bytes) if bytes.iter().all(|&byte| byte == 0));
+        for (index, start, end) in by_slot(offset, end) {
+            let hole = zeros || patch.source == Source::Hole;
+            if hole && !plan.slots.contains_key(&index) && self.store.slot(plan.ino, index).is_none() {
+                continue;
+            }
+            let skip = (index * limits::SLOT_BYTES + u64::from(start) - offset) as u32;
+            let content = if hole { None } else { Content::of_source(&patch.source, skip, end - start) };
+            self.plan_slot(plan, index);
+            let slot = plan.slots.get_mut(&index).expect("just planned");
+            slot.splice(start, end, content, &mut plan.references);
+            if plan.slots.len() > SLOTS_TOUCHED_MAX {
+                return Err(Status::InvalidArgument);
+            }
+        }
+        plan.file.size = plan.file.size.max(end);
+        Ok(offset)
+    }
+
+    fn check_source(&self, patch: &Patch, claims: &Claims) -> Result<(), Status> {
+        let sound = match &patch.source {
+            Source::Hole => patch.length <= SLOTS_TOUCHED_MAX as u64 * limits::SLOT_BYTES,
+            Source::Inline(bytes) => bytes.len() as u64 == patch.length && bytes.len() <= limits::INLINE_WRITE_BYTES_MAX,
+            Source::Chunk { hash, offset } => {
+                u64::from(*offset).saturating_add(patch.length) <= u64::from(self.chunk_length(hash, claims)?)
+            }
+        };
+        if sound { Ok(()) } else { Err(Status::InvalidArgument) }
+    }
+
+    /// Whether the plan may be carried out.
+    fn check_plan(&self, plan: &Plan, claims: &Claims, writer: Writer) -> Result<(), Status> {
+        if plan.slots.values().any(|slot| slot.pieces().len() > limits::SLOT_EXTENTS_MAX) {
+            return Err(Status::Busy);
+        }
+        let inline: u64 = plan.slots.values().map(Slot::inline_bytes).sum();
+        let usage = self.store.usage();
+        if inline > plan.old_inline && usage.inline_bytes + (inline - plan.old_inline) > self.header.limits.inline_bytes_max {
+            return Err(Status::NoSpace);
+        }
+        self.check_claims(claims, &plan.references, writer.uploads_from)
+    }
+
+    /// Carries the plan out, all but the inode.
+    fn store_plan(&mut self, plan: Plan, claims: &Claims) -> File {
+        let mut file = plan.file;
+        file.blocks -= plan.old_blocks;
+        for (index, slot) in plan.slots {
+            file.blocks += slot.blocks();
+            self.store.put_slot(plan.ino, index, Some(slot).filter(|slot| !slot.pieces().is_empty()));
+        }
+        self.apply_references(plan.references, claims);
+        file
+    }
+
+    pub(super) fn write(
+        &mut self,
+        writer: Writer,
+        ino: InodeId,
+        (patches, claims): (&[Patch], &[ChunkClaim]),
+        kill_privileges: bool,
+        now: Timestamp,
+    ) -> Result<Replied, Status> {
+        let mut plan = Plan::new(ino, self.file(ino)?);
+        if patches.is_empty() || patches.len() > limits::WRITE_PATCHES_MAX {
+            return Err(Status::InvalidArgument);
+        }
+        let claims = gather_claims(claims, writer.session)?;
+        let mut first = None;
+        for patch in patches {
+            let offset = self.plan_patch(&mut plan, patch, &claims)?;
+            first.get_or_insert(offset);
+        }
+        self.check_plan(&plan, &claims, writer)?;
+        self.check_room()?;
+        plan.file.data_version += 1;
+        let file = self.store_plan(plan, &claims);
+        self.store.update_inode(ino, |inode| {
+            inode.version += 1;
+            (inode.mtime, inode.ctime) = (now.into(), now.into());
+            if kill_privileges {
+                inode.kill_privileges();
+            }
+            inode.file_mut().map(|old| *old = file);
+        });
+        Ok(Replied::Written { offset: first.unwrap_or(0), attributes: self.attributes(ino)? })
+    }
+
+    pub(super) fn fold(&mut self, writer: Writer, at: SlotAt, (patches, claims): (&[Patch], &[ChunkClaim])) -> Result<Replied, Status> {
+        let file = self.file(at.ino)?;
+        let visible = self.store.slot(at.ino, at.index).filter(|slot| !file.hides(at.index, slot.born));
+        let old = visible.filter(|slot| slot.version == at.version).ok_or(Status::Conflict)?;
+        if patches.len() > limits::WRITE_PATCHES_MAX || !covers(patches, old, at.index, file.size) {
+            return Err(Status::InvalidArgument);
+        }
+        let claims = gather_claims(claims, writer.session)?;
+        let mut plan = Plan::new(at.ino, file);
+        self.plan_slot(&mut plan, at.index).splice(0, limits::SLOT_BYTES as u32, None, &mut References::new());
+        old.unreference(&mut plan.references);
+        for patch in patches {
+            self.plan_patch(&mut plan, patch, &claims)?;
+        }
+        self.check_plan(&plan, &claims, writer)?;
+        let file = self.store_plan(plan, &claims);
+        self.store.update_inode(at.ino, |inode| {
+            inode.file_mut().map(|old| *old = file);
+        });
+        Ok(Replied::Done)
+    }
+
+    pub(super) fn set_attributes(&mut self, ino: InodeId, set: &SetAttributes, now: Timestamp) -> Result<Replied, Status> {
+        let inode = self.store.inode(ino).ok_or(Status::Stale)?;
+        check_set(set, inode.kind())?;
+        if let Some(size) = set.size {
+            self.truncate(ino, size)?;
+        }
+        if *set != SetAttributes::default() {
+            self.store.update_inode(ino, |inode| inode.set_attributes(set, now));
+        }
+        Ok(Replied::Attributes(self.attributes(ino)?))
+    }
+
+    /// Atomic whatever the size: many slots are only cut off here and freed later.
+    fn truncate(&mut self, ino: InodeId, size: u64) -> Result<(), Status> {
+        let file = self.file(ino)?;
+        if size == file.size {
+            return Ok(());
+        }
+        let shrinks = size < file.size;
+        let mut plan = Plan::new(ino, file);
+        plan.file.size = size;
+        plan.file.data_version += 1;
+        let (last, rest) = (size / limits::SLOT_BYTES, (size % limits::SLOT_BYTES) as u32);
+        let from = size.div_ceil(limits::SLOT_BYTES);
+        let mut cut = false;
+        if shrinks {
+            if rest > 0 && self.store.slot(ino, last).is_some() {
+                self.plan_slot(&mut plan, last);
+                let slot = plan.slots.get_mut(&last).expect("just planned");
+                // What lies beyond the end reads as zeros when the file grows again.
+                slot.splice(rest, limits::SLOT_BYTES as u32, None, &mut plan.references);
+            }
+            cut = !self.plan_removal(&mut plan, from);
+            plan.file.cuts = cuts_after(&plan.file, from, cut)?;
+        }
+        let file = self.store_plan(plan, &Claims::new());
+        self.store.update_inode(ino, |inode| {
+            inode.file_mut().map(|old| *old = file);
+        });
+        if cut {
+            self.effects.push(Effect::Cut(ino));
+        }
+        Ok(())
+    }
+
+    /// Plans to free all slots from there on, if they are few; else plans nothing and answers false.
+    fn plan_removal(&self, plan: &mut Plan, from: u64) -> bool {
+        let mut visits = 0;
+        for (_, slot) in self.store.slots_from(plan.ino, from) {
+            visits += 1 + slot.pieces().len();
+            if visits > TRUNCATE_VISITS_MAX {
+                return false;
+            }
+        }
+        for (index, slot) in self.store.slots_from(plan.ino, from) {
+            plan.old_blocks += slot.blocks();
+            slot.unreference(&mut plan.references);
+            plan.slots.insert(index, Slot::default());
+        }
+        true
+    }
+
+    /// Frees a bounded part of unlinked inodes. The leader repeats it until they are gone, and knows that nobody holds them.
+    pub(super) fn reap(&mut self, inos: &[InodeId]) -> Result<Replied, Status> {
+        let mut visits = 0;
+        for &ino in inos.iter().take(limits::COMMAND_VISITS_MAX) {
+            let orphan = self.store.inode(ino).is_some_and(|inode| inode.links == 0);
+            if !orphan {
+                continue;
+            }
+            let (blocks, end) = self.free_slots(ino, 0, &mut visits, |_, _| true);
+            if end.is_some() {
+                self.store.update_inode(ino, |inode| {
+                    inode.file_mut().map(|file| file.blocks -= blocks);
+                });
+                break;
+            }
+            self.store.put(super::store::Key::Inode(ino), None);
+            visits += 1;
+            if visits >= limits::COMMAND_VISITS_MAX {
+                break;
+            }
+        }
+        Ok(Replied::Done)
+    }
+
+    /// Frees a bounded part of what truncations hid.
+    pub(super) fn trim(&mut self, inos: &[InodeId]) -> Result<Replied, Status> {
+        let mut visits = 0;
+        for &ino in inos.iter().take(limits::COMMAND_VISITS_MAX) {
+            while let Some(cut) = self.store.inode(ino).and_then(Inode::file).and_then(|file| file.cuts.first().copied()) {
+                let hidden = |_index: u64, slot: &Slot| slot.born <= cut.generation;
+                let (blocks, next) = self.free_slots(ino, cut.next, &mut visits, hidden);
+                self.store.update_inode(ino, |inode| {
+                    let Some(file) = inode.file_mut() else { return };
+                    file.blocks -= blocks;
+                    match next {
+                        Some(next) => file.cuts[0].next = next,
+                        None => file.cuts = file.cuts[1..].into(),
+                    }
+                });
+                if next.is_some() {
+                    return Ok(Replied::Done);
+                }
+            }
+        }
+        Ok(Replied::Done)
+    }
+
+    /// Frees slots from `from` on that `chosen` picks, at least one, until the visits are used up. Gives the blocks freed, and where to go on.
+    fn free_slots(&mut self, ino: InodeId, from: u64, visits: &mut usize, chosen: impl Fn(u64, &Slot) -> bool) -> (u64, Option<u64>) {
+        let (mut references, mut freed, mut blocks, mut next) = (References::new(), Vec::new(), 0, None);
+        for (index, slot) in self.store.slots_from(ino, from) {
+            if *visits >= limits::COMMAND_VISITS_MAX {
+                next = Some(index);
+                break;
+            }
+            *visits += 1;
+            if chosen(index, slot) {
+                *visits += slot.pieces().len();
+                blocks += slot.blocks();
+                slot.unreference(&mut references);
+                freed.push(index);
+            }
+        }
+        for index in freed {
+            self.store.put_slot(ino, index, None);
+        }
+        self.apply_references(references, &Claims::new());
+        (blocks, next)
+    }
+}
+
+/// The cuts after a truncation from slot `from` on. What the new one hides as well is dropped. `Busy` while too many wait to be trimmed.
+fn cuts_after(file: &File, from: u64, cut: bool) -> Result<Box<[Cut]>, Status> {
+    let mut cuts: Vec<Cut> = file.cuts.iter().copied().filter(|cut| cut.from < from).collect();
+    if cut {
+        if cuts.len() >= limits::CUTS_MAX {
+            return Err(Status::Busy);
+        }
+        cuts.push(Cut { from, generation: file.layout, next: from });
+    }
+    Ok(cuts.into())
+}
+
+/// Whether the patches of a fold stay within the slot and the file and leave nothing of the slot out. That the bytes are the
+/// same is the client's word, as with every write.
+fn covers(patches: &[Patch], slot: &Slot, index: u64, size: u64) -> bool {
+    let base = index * limits::SLOT_BYTES;
+    let limit = size.min(base + limits::SLOT_BYTES);
+    let mut ranges = Vec::with_capacity(patches.len());
+    for patch in patches {
+        let WriteAt::Offset(offset) = patch.at else { return false };
+        let Some(end) = offset.checked_add(patch.length).filter(|&end| offset >= base && end <= limit) else { return false };
+        ranges.push((offset, end));
+    }
+    ranges.sort_unstable();
+    let mut ranges = ranges.into_iter().peekable();
+    let mut covered = (base, base);
+    for piece in slot.pieces() {
+        let (start, end) = (base + u64::from(piece.start), base + u64::from(piece.end()));
+        while covered.1 < end {
+            match ranges.next_if(|range| range.0 <= covered.1.max(start)) {
+                Some(range) if range.0 <= covered.1 => covered.1 = covered.1.max(range.1),
+                Some(range) => covered = range,
+                None => return false,
+            }
+        }
+        if covered.0 > start {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,101 @@
+//! What must hold between the tables. For tests and simulation: a walk over everything.
+
+use std::collections::BTreeMap;
+
+use dfs::limits;
+use dfs::types::{ChunkHash, InodeId, ROOT};
+
+use super::Namespace;
+use super::extents::Content;
+use super::inode::Body;
+use super::store::{Key, Record};
+
+/// What the tables say about one inode.
+#[derive(Default)]
+struct Seen {
+    names: u32,
+    entries: u64,
+    subdirectories: u32,
+    blocks: u64,
+}
+
+pub(super) fn check(namespace: &Namespace) {
+    let mut seen: BTreeMap<InodeId, Seen> = BTreeMap::new();
+    let mut references: BTreeMap<ChunkHash, u64> = BTreeMap::new();
+    let mut outcomes = BTreeMap::new();
+    for (key, record) in namespace.store.records() {
+        match (key, record) {
+            (Key::Entry(directory, name), Record::Entry(entry)) => {
+                dfs::types::Name::new(name.to_vec()).expect("a stored name is a name");
+                let body = namespace.body(entry.ino).expect("an entry names an inode");
+                let Some(Body::Directory(parent)) = namespace.body(directory) else { panic!("an entry outside a directory") };
+                assert!(entry.cookie.0 <= parent.cookie && entry.cookie.0 > 0, "a cookie was given out by its directory");
+                seen.entry(entry.ino).or_default().names += 1;
+                seen.entry(directory).or_default().entries += 1;
+                if let Body::Directory(child) = body {
+                    assert_eq!(child.parent, directory, "a directory knows its parent");
+                    seen.entry(directory).or_default().subdirectories += 1;
+                }
+            }
+            (Key::Slot(ino, index), Record::Slot(slot)) => {
+                let Some(Body::File(file)) = namespace.body(ino) else { panic!("a slot outside a file") };
+                assert!(!slot.pieces().is_empty() && slot.is_well_formed(), "a stored slot is well formed and not empty");
+                assert!(slot.version <= file.layout && slot.born <= slot.version, "versions come from the file's counter");
+                let end = index * limits::SLOT_BYTES + u64::from(slot.pieces().last().map_or(0, |piece| piece.end()));
+                assert!(end <= file.size || file.hides(index, slot.born) || namespace.is_orphan(ino), "content beyond the end");
+                let mut fresh = slot.clone();
+                fresh.restore_sums();
+                assert_eq!(fresh, slot, "sums of a slot");
+                seen.entry(ino).or_default().blocks += slot.blocks();
+                for piece in slot.pieces() {
+                    if let Content::Chunk { hash, .. } = piece.content {
+                        *references.entry(hash).or_default() += 1;
+                    }
+                }
+            }
+            (Key::Outcome(id, number), Record::Outcome(_)) => {
+                let session = namespace.store.session(id).expect("an outcome belongs to a session");
+                let window = session.answered_below..session.answered_below.saturating_add(limits::SESSION_WINDOW);
+                assert!(window.contains(&number), "outcomes lie in the window");
+                *outcomes.entry(id).or_default() += 1;
+            }
+            _ => {}
+        }
+    }
+    for (key, record) in namespace.store.records() {
+        match (key, record) {
+            (Key::Inode(ino), Record::Inode(inode)) => {
+                let seen = seen.remove(&ino).unwrap_or_default();
+                match &inode.body {
+                    Body::Directory(directory) => {
+                        let names = u32::from(inode.links > 0 && ino != ROOT);
+                        assert_eq!(seen.names, names, "a directory has one name until it is removed");
+                        let links = if inode.links == 0 { 0 } else { 2 + seen.subdirectories };
+                        assert_eq!(inode.links, links, "links of a directory");
+                        assert_eq!(seen.entries, directory.entries, "entries of a directory");
+                    }
+                    Body::File(file) => {
+                        assert_eq!(inode.links, seen.names, "links of a file");
+                        assert_eq!(file.blocks, seen.blocks, "blocks of a file");
+                        assert!(file.cuts.len() <= limits::CUTS_MAX, "cuts are bounded");
+                        let ordered = |pair: &[super::inode::Cut]| pair[0].from < pair[1].from && pair[0].generation < pair[1].generation;
+                        assert!(file.cuts.windows(2).all(ordered), "cuts are ordered");
+                    }
+                    _ => assert_eq!(inode.links, seen.names, "links of an inode"),
+                }
+                assert!(ino.0 <= namespace.header.last_inode, "inode numbers come from the counter");
+            }
+            (Key::Chunk(hash), Record::Chunk(chunk)) => {
+                assert_eq!(references.remove(&hash), Some(chunk.references), "references of a chunk");
+                assert!(chunk.holders.len() <= limits::HOLDERS_MAX, "holders are bounded");
+                assert!(chunk.holders.windows(2).all(|pair| pair[0] < pair[1]), "holders are sorted");
+            }
+            (Key::Session(id), Record::Session(session)) => {
+                assert_eq!(outcomes.remove(&id).unwrap_or(0), session.outcomes, "outcomes of a session");
+            }
+            _ => {}
+        }
+    }
+    assert!(references.is_empty(), "an extent refers to a chunk without a record");
+    assert!(seen.is_empty(), "names or content of an inode that is gone");
+}

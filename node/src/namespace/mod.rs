@@ -1,0 +1,221 @@
+//! The namespace: names, inodes, layouts, chunk references, sessions, members. A pure function of the log.
+//!
+//! [`Namespace::apply`] is total and deterministic: whatever was committed, it answers with an outcome or a status, equal on every
+//! node, and on an error nothing has changed. It names no clock, randomness or unordered map. What is to be done outside comes out as
+//! [`Effect`]s. Refuses to know about Raft, links, open files (the leader's volatile table) and where chunks should be placed.
+
+mod chunks;
+mod cluster;
+mod command;
+mod content;
+mod digest;
+mod directory;
+mod extents;
+mod inode;
+mod invariants;
+mod query;
+mod session;
+mod snapshot;
+mod store;
+
+#[cfg(test)]
+mod model_test;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+
+use dfs::cluster_map::ClusterMap;
+use dfs::status::Status;
+use dfs::types::{InodeId, NodeId, ROOT, SessionId, Timestamp};
+use dfs::wire::namespace::{NewKind, Op, Replied};
+use serde::{Deserialize, Serialize};
+
+pub use command::{Command, Effect, LogEntry, SpaceLimits};
+pub use session::{Session, SessionState};
+pub use snapshot::SnapshotLoader;
+pub use store::Usage;
+
+use content::{SlotAt, Writer};
+use digest::Digest;
+use directory::{NewInode, Place};
+use inode::{Body, Inode};
+use store::Store;
+
+/// What is replicated besides the tables: small, copied whole into a snapshot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Header {
+    /// Index of the last entry applied.
+    applied: u64,
+    /// The latest time applied; never goes back.
+    time: Timestamp,
+    /// Inode numbers are never reused.
+    last_inode: u64,
+    limits: SpaceLimits,
+    map: ClusterMap,
+    /// Sessions that ended lately, oldest first.
+    ended_sessions: VecDeque<SessionId>,
+    /// Incarnations taken off the map, oldest first.
+    dead_nodes: VecDeque<NodeId>,
+}
+
+/// The replicated state.
+#[derive(Debug)]
+pub struct Namespace {
+    header: Header,
+    store: Store,
+    effects: Vec<Effect>,
+    outgoing: Option<snapshot::Outgoing>,
+}
+
+impl Namespace {
+    /// An empty tree without a cluster. `limits` must be the same on every node until a `SetLimits` is applied.
+    pub fn new(limits: SpaceLimits) -> Self {
+        let header = Header {
+            applied: 0,
+            time: Timestamp::default(),
+            last_inode: ROOT.0,
+            limits,
+            map: ClusterMap::default(),
+            ended_sessions: VecDeque::new(),
+            dead_nodes: VecDeque::new(),
+        };
+        let mut namespace = Namespace::of_header(header);
+        let root = Inode::new(NewKind::Directory, ROOT, 0o755, (0, 0), Timestamp::default());
+        namespace.store.put_inode(ROOT, root);
+        namespace
+    }
+
+    fn of_header(header: Header) -> Self {
+        Namespace { header, store: Store::default(), effects: Vec::new(), outgoing: None }
+    }
+
+    /// Applies the entry at `index`, which must be beyond all applied before.
+    pub fn apply(&mut self, index: u64, entry: &LogEntry) -> Result<Replied, Status> {
+        assert!(index > self.header.applied, "the log is applied in order");
+        self.header.applied = index;
+        if entry.time.nanos < 1_000_000_000 {
+            self.header.time = self.header.time.max(entry.time);
+        }
+        let now = self.header.time;
+        match &entry.command {
+            Command::Found { cluster, replicas } => self.found(*cluster, *replicas).inspect(|_| self.date_root(now)),
+            Command::SetLimits(limits) => {
+                self.header.limits = *limits;
+                Ok(Replied::Done)
+            }
+            Command::SetMember(member) => self.set_member(member),
+            Command::MarkDead { node } => self.mark_dead(*node),
+            Command::RemoveMember { node } => self.remove_member(*node),
+            Command::OpenSession { session } => self.open_session(*session),
+            Command::EndSession { session } => self.end_session(*session),
+            Command::ExpireSession { session } => self.expire_session(*session),
+            Command::EvictSession { session } => self.evict_session(*session),
+            Command::Request { session, number, answered_below, uploads_from, op } => {
+                self.raise_marks(*session, answered_below.0, *uploads_from)?;
+                self.request(*session, number.0, op, now)
+            }
+            Command::Progress { session, answered_below, uploads_from } => self.raise_marks(*session, answered_below.0, *uploads_from),
+            Command::Reap { inos } => self.reap(inos),
+            Command::Trim { inos } => self.trim(inos),
+            Command::Lost { node, items } => {
+                self.lose(*node, items);
+                Ok(Replied::Done)
+            }
+            Command::Noop => Ok(Replied::Done),
+        }
+    }
+
+    /// Carries out one operation of a client.
+    fn operate(&mut self, session: SessionId, uploads_from: u64, op: &Op, now: Timestamp) -> Result<Replied, Status> {
+        let writer = Writer { session, uploads_from };
+        match op {
+            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _ } => {
+                let new = NewInode { kind, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive };
+                self.create(Place { parent: *parent, name }, new, now)
+            }
+            Op::Link { ino, parent, name } => self.link(*ino, Place { parent: *parent, name }, now),
+            Op::Unlink { parent, name } => self.unlink(Place { parent: *parent, name }, now),
+            Op::Rmdir { parent, name } => self.rmdir(Place { parent: *parent, name }, now),
+            Op::Rename { from_parent, from_name, to_parent, to_name, mode } => {
+                let from = Place { parent: *from_parent, name: from_name };
+                self.rename(from, Place { parent: *to_parent, name: to_name }, *mode, now)
+            }
+            Op::SetAttributes { ino, set } => self.set_attributes(*ino, set, now),
+            Op::Write { ino, patches, chunks, kill_privileges } => self.write(writer, *ino, (patches, chunks), *kill_privileges, now),
+            Op::Fold { ino, slot, slot_version, patches, chunks } => {
+                let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
+                self.fold(writer, at, (patches, chunks))
+            }
+        }
+    }
+
+    /// The tree begins when the cluster does.
+    fn date_root(&mut self, now: Timestamp) {
+        self.store.update_inode(ROOT, |root| {
+            (root.atime, root.mtime, root.ctime) = (now.into(), now.into(), now.into());
+        });
+    }
+
+    /// The cluster map.
+    pub fn map(&self) -> &ClusterMap {
+        &self.header.map
+    }
+
+    /// Index of the last entry applied.
+    pub fn applied(&self) -> u64 {
+        self.header.applied
+    }
+
+    /// The latest cluster time applied.
+    pub fn time(&self) -> Timestamp {
+        self.header.time
+    }
+
+    /// How much the namespace may take.
+    pub fn limits(&self) -> SpaceLimits {
+        self.header.limits
+    }
+
+    /// What it takes.
+    pub fn usage(&self) -> Usage {
+        self.store.usage()
+    }
+
+    /// What applying has made necessary since the last call. To be drained after every entry, by followers too.
+    pub fn drain_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Inodes without a name, to be reaped once nobody holds them.
+    pub fn orphans(&self) -> impl Iterator<Item = InodeId> {
+        self.store.orphans()
+    }
+
+    /// Files of which truncated slots are to be trimmed.
+    pub fn cuts_pending(&self) -> impl Iterator<Item = InodeId> {
+        self.store.cuts()
+    }
+
+    /// Equal on all nodes that have applied the same entries.
+    pub fn state_hash(&self) -> u64 {
+        let header = bincode::serde::encode_to_vec(&self.header, bincode::config::standard()).expect("a header has lengths");
+        Digest::new(8).bytes(&header).word(self.store.hash()).end()
+    }
+
+    /// The incremental part of the state hash: all tables without map and marks. O(1).
+    pub fn tables_hash(&self) -> u64 {
+        self.store.hash()
+    }
+
+    /// Panics if a rule of the state is broken. Walks over everything.
+    pub fn check_invariants(&self) {
+        self.store.check_invariants();
+        invariants::check(self);
+    }
+
+    /// A file's layout, for the rooms beside this one.
+    fn body(&self, ino: InodeId) -> Option<&Body> {
+        self.store.inode(ino).map(|inode| &inode.body)
+    }
+}

@@ -1,0 +1,473 @@
+//! All tables of the namespace in one ordered keyed store with one door for changes.
+//!
+//! Every change passes [`Store::put`] or [`Store::update_inode`]: there the state hash and the usage are kept, the derived
+//! indices follow, and a snapshot in progress gets its copy of what is about to change.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Arc;
+
+use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
+
+use super::chunks::ChunkRecord;
+use super::digest::Digest;
+use super::extents::Slot;
+use super::inode::Inode;
+use super::session::{Outcome, Session};
+
+/// The bytes of a name, shared by the entry and the index by cookie.
+pub(super) type NameBytes = Arc<[u8]>;
+
+/// Names one record. The order of the variants and of their fields is the order of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Key {
+    Inode(InodeId),
+    Entry(InodeId, NameBytes),
+    Slot(InodeId, u64),
+    Chunk(ChunkHash),
+    Session(SessionId),
+    Outcome(SessionId, u64),
+}
+
+/// A record of any table.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Record {
+    Inode(Box<Inode>),
+    Entry(Entry),
+    Slot(Box<Slot>),
+    Chunk(ChunkRecord),
+    Session(Session),
+    Outcome(Box<Outcome>),
+}
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub ino: InodeId,
+    pub cookie: Cookie,
+}
+
+/// What the namespace holds, kept by difference at the door.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub inodes: u64,
+    /// Bytes of all referenced chunks, once each.
+    pub referenced_bytes: u64,
+    pub referenced_chunks: u64,
+    /// Memory that all records take, about; inline content included.
+    pub namespace_bytes: u64,
+    /// File content kept in the namespace itself.
+    pub inline_bytes: u64,
+}
+
+/// A snapshot in progress: records up to `sent` are out; `before` keeps what changed or went since it began, for the rest.
+#[derive(Debug, Default)]
+struct Capture {
+    sent: Option<Key>,
+    before: BTreeMap<Key, Option<Record>>,
+}
+
+impl Capture {
+    /// Whether the record under `key` is still to be sent and its old state is not kept yet.
+    fn wants(&self, key: &Key) -> bool {
+        self.sent.as_ref().is_none_or(|sent| sent < key) && !self.before.contains_key(key)
+    }
+}
+
+/// The tables.
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    inodes: BTreeMap<InodeId, Box<Inode>>,
+    entries: BTreeMap<(InodeId, NameBytes), Entry>,
+    slots: BTreeMap<(InodeId, u64), Box<Slot>>,
+    chunks: BTreeMap<ChunkHash, ChunkRecord>,
+    sessions: BTreeMap<SessionId, Session>,
+    outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
+    /// Derived: names by cookie.
+    cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
+    /// Derived: inodes without a name.
+    orphans: BTreeSet<InodeId>,
+    /// Derived: files with cuts.
+    cuts: BTreeSet<InodeId>,
+    usage: Usage,
+    /// Sum of the digests of all records.
+    hash: u64,
+    capture: Option<Capture>,
+}
+
+impl Record {
+    fn digest(&self, key: &Key) -> u64 {
+        match (key, self) {
+            (Key::Inode(ino), Record::Inode(inode)) => inode.digest(*ino),
+            (Key::Entry(directory, name), Record::Entry(entry)) => {
+                Digest::new(2).word(directory.0).bytes(name).word(entry.ino.0).word(entry.cookie.0).end()
+            }
+            (Key::Slot(ino, index), Record::Slot(slot)) => {
+                Digest::new(3).word(ino.0).word(*index).word(slot.version).word(slot.born).word(slot.digest()).end()
+            }
+            (Key::Chunk(hash), Record::Chunk(chunk)) => chunk.digest(hash),
+            (Key::Session(id), Record::Session(session)) => session.digest(*id),
+            (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
+            _ => unreachable!("a record under a key of another table"),
+        }
+    }
+
+    /// Memory that the record takes with its place in the tables, about.
+    fn weight(&self, key: &Key) -> u64 {
+        match (key, self) {
+            (Key::Entry(_, name), _) => 168 + name.len() as u64,
+            (_, Record::Inode(inode)) => inode.weight(),
+            (_, Record::Slot(slot)) => slot.weight(),
+            (_, Record::Chunk(chunk)) => chunk.weight(),
+            (_, Record::Session(_)) => 96,
+            (_, Record::Outcome(_)) => 256,
+            (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
+        }
+    }
+
+    fn usage(&self, key: &Key) -> Usage {
+        let mut usage = Usage { namespace_bytes: self.weight(key), ..Usage::default() };
+        match self {
+            Record::Inode(_) => usage.inodes = 1,
+            Record::Slot(slot) => usage.inline_bytes = slot.inline_bytes(),
+            Record::Chunk(chunk) => (usage.referenced_chunks, usage.referenced_bytes) = (1, u64::from(chunk.length)),
+            _ => {}
+        }
+        usage
+    }
+}
+
+impl Usage {
+    fn add(&mut self, other: Usage) {
+        self.inodes += other.inodes;
+        self.referenced_bytes += other.referenced_bytes;
+        self.referenced_chunks += other.referenced_chunks;
+        self.namespace_bytes += other.namespace_bytes;
+        self.inline_bytes += other.inline_bytes;
+    }
+
+    fn subtract(&mut self, other: Usage) {
+        self.inodes -= other.inodes;
+        self.referenced_bytes -= other.referenced_bytes;
+        self.referenced_chunks -= other.referenced_chunks;
+        self.namespace_bytes -= other.namespace_bytes;
+        self.inline_bytes -= other.inline_bytes;
+    }
+}
+
+/// The door.
+impl Store {
+    /// Sets or removes one record.
+    pub fn put(&mut self, key: Key, record: Option<Record>) {
+        if let Some(record) = &record {
+            self.hash = self.hash.wrapping_add(record.digest(&key));
+            self.usage.add(record.usage(&key));
+        }
+        let old = self.replace(key.clone(), record);
+        if let Some(old) = &old {
+            self.hash = self.hash.wrapping_sub(old.digest(&key));
+            self.usage.subtract(old.usage(&key));
+        }
+        if let Some(capture) = self.capture.as_mut().filter(|capture| capture.wants(&key)) {
+            capture.before.insert(key, old);
+        }
+    }
+
+    /// Changes an inode where it lies. Does nothing if there is none.
+    pub fn update_inode(&mut self, ino: InodeId, change: impl FnOnce(&mut Inode)) {
+        let key = Key::Inode(ino);
+        let Some(inode) = self.inodes.get_mut(&ino) else { return };
+        if let Some(capture) = self.capture.as_mut().filter(|capture| capture.wants(&key)) {
+            capture.before.insert(key, Some(Record::Inode(inode.clone())));
+        }
+        self.hash = self.hash.wrapping_sub(inode.digest(ino));
+        self.usage.namespace_bytes -= inode.weight();
+        change(inode);
+        self.hash = self.hash.wrapping_add(inode.digest(ino));
+        self.usage.namespace_bytes += inode.weight();
+        let (orphan, cut) = (inode.links == 0, inode.has_cuts());
+        self.index_inode(ino, orphan, cut);
+    }
+
+    fn replace(&mut self, key: Key, record: Option<Record>) -> Option<Record> {
+        match (key, record) {
+            (Key::Inode(ino), Some(Record::Inode(inode))) => {
+                self.index_inode(ino, inode.links == 0, inode.has_cuts());
+                self.inodes.insert(ino, inode).map(Record::Inode)
+            }
+            (Key::Inode(ino), None) => {
+                self.index_inode(ino, false, false);
+                self.inodes.remove(&ino).map(Record::Inode)
+            }
+            (Key::Entry(directory, name), Some(Record::Entry(entry))) => {
+                let old = self.entries.insert((directory, name.clone()), entry);
+                if let Some(old) = old {
+                    self.cookies.remove(&(directory, old.cookie));
+                }
+                self.cookies.insert((directory, entry.cookie), name);
+                old.map(Record::Entry)
+            }
+            (Key::Entry(directory, name), None) => {
+                let old = self.entries.remove(&(directory, name))?;
+                self.cookies.remove(&(directory, old.cookie));
+                Some(Record::Entry(old))
+            }
+            (Key::Slot(ino, index), Some(Record::Slot(slot))) => self.slots.insert((ino, index), slot).map(Record::Slot),
+            (Key::Slot(ino, index), None) => self.slots.remove(&(ino, index)).map(Record::Slot),
+            (Key::Chunk(hash), Some(Record::Chunk(chunk))) => self.chunks.insert(hash, chunk).map(Record::Chunk),
+            (Key::Chunk(hash), None) => self.chunks.remove(&hash).map(Record::Chunk),
+            (Key::Session(id), Some(Record::Session(session))) => self.sessions.insert(id, session).map(Record::Session),
+            (Key::Session(id), None) => self.sessions.remove(&id).map(Record::Session),
+            (Key::Outcome(id, number), Some(Record::Outcome(outcome))) => self.outcomes.insert((id, number), outcome).map(Record::Outcome),
+            (Key::Outcome(id, number), None) => self.outcomes.remove(&(id, number)).map(Record::Outcome),
+            _ => unreachable!("a record under a key of another table"),
+        }
+    }
+
+    fn index_inode(&mut self, ino: InodeId, orphan: bool, cut: bool) {
+        for (set, member) in [(&mut self.orphans, orphan), (&mut self.cuts, cut)] {
+            if member {
+                set.insert(ino);
+            } else if !set.is_empty() {
+                set.remove(&ino);
+            }
+        }
+    }
+}
+
+/// Shorthands for the door.
+impl Store {
+    pub fn put_inode(&mut self, ino: InodeId, inode: Inode) {
+        self.put(Key::Inode(ino), Some(Record::Inode(Box::new(inode))));
+    }
+
+    pub fn put_entry(&mut self, directory: InodeId, name: &[u8], entry: Option<Entry>) {
+        self.put(Key::Entry(directory, name.into()), entry.map(Record::Entry));
+    }
+
+    pub fn put_slot(&mut self, ino: InodeId, index: u64, slot: Option<Slot>) {
+        self.put(Key::Slot(ino, index), slot.map(|slot| Record::Slot(Box::new(slot))));
+    }
+
+    pub fn put_chunk(&mut self, hash: ChunkHash, chunk: Option<ChunkRecord>) {
+        self.put(Key::Chunk(hash), chunk.map(Record::Chunk));
+    }
+
+    pub fn put_session(&mut self, id: SessionId, session: Option<Session>) {
+        self.put(Key::Session(id), session.map(Record::Session));
+    }
+
+    pub fn put_outcome(&mut self, id: SessionId, number: u64, outcome: Option<Outcome>) {
+        self.put(Key::Outcome(id, number), outcome.map(|outcome| Record::Outcome(Box::new(outcome))));
+    }
+}
+
+/// Reading.
+impl Store {
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub fn inode(&self, ino: InodeId) -> Option<&Inode> {
+        self.inodes.get(&ino).map(|inode| &**inode)
+    }
+
+    pub fn entry(&self, directory: InodeId, name: &[u8]) -> Option<Entry> {
+        self.entries.get(&(directory, NameBytes::from(name))).copied()
+    }
+
+    /// Entries after the cookie, in cookie order.
+    pub fn entries_after(&self, directory: InodeId, after: Cookie) -> impl Iterator<Item = (Cookie, &NameBytes)> {
+        let end = (directory, Cookie(u64::MAX));
+        let range = (Excluded((directory, after)), std::ops::Bound::Included(end));
+        // An excluded start equal to the included end is an empty range, and allowed.
+        self.cookies.range(range).map(|((_, cookie), name)| (*cookie, name))
+    }
+
+    pub fn slot(&self, ino: InodeId, index: u64) -> Option<&Slot> {
+        self.slots.get(&(ino, index)).map(|slot| &**slot)
+    }
+
+    /// Slots of the inode from the index on.
+    pub fn slots_from(&self, ino: InodeId, index: u64) -> impl Iterator<Item = (u64, &Slot)> {
+        self.slots.range((ino, index)..=(ino, u64::MAX)).map(|((_, index), slot)| (*index, &**slot))
+    }
+
+    pub fn chunk(&self, hash: &ChunkHash) -> Option<&ChunkRecord> {
+        self.chunks.get(hash)
+    }
+
+    pub fn session(&self, id: SessionId) -> Option<&Session> {
+        self.sessions.get(&id)
+    }
+
+    pub fn sessions(&self) -> impl ExactSizeIterator<Item = (SessionId, &Session)> {
+        self.sessions.iter().map(|(id, session)| (*id, session))
+    }
+
+    pub fn outcome(&self, id: SessionId, number: u64) -> Option<&Outcome> {
+        self.outcomes.get(&(id, number)).map(|outcome| &**outcome)
+    }
+
+    /// Numbers of the remembered outcomes below `below`.
+    pub fn outcomes_below(&self, id: SessionId, below: u64) -> Vec<u64> {
+        self.outcomes.range((id, 0)..(id, below)).map(|((_, number), _)| *number).collect()
+    }
+
+    pub fn orphans(&self) -> impl Iterator<Item = InodeId> {
+        self.orphans.iter().copied()
+    }
+
+    pub fn cuts(&self) -> impl Iterator<Item = InodeId> {
+        self.cuts.iter().copied()
+    }
+}
+
+/// Snapshots by copy-before-write.
+impl Store {
+    /// From here on [`Store::next_captured`] gives the state as it is now, whatever changes meanwhile.
+    pub fn begin_capture(&mut self) {
+        self.capture = Some(Capture::default());
+    }
+
+    pub fn end_capture(&mut self) {
+        self.capture = None;
+    }
+
+    /// The next record of the captured state in key order; `None` at the end.
+    pub fn next_captured(&mut self) -> Option<(Key, Record)> {
+        loop {
+            let capture = self.capture.as_ref()?;
+            let current = self.first_after(capture.sent.as_ref());
+            let capture = self.capture.as_mut()?;
+            let kept = capture.before.first_key_value().map(|(key, _)| key);
+            let use_kept = match (&current, kept) {
+                (None, None) => return None,
+                (Some((key, _)), Some(kept)) => kept <= key,
+                (None, Some(_)) => true,
+                (Some(_), None) => false,
+            };
+            let (key, record) = match current {
+                _ if use_kept => capture.before.pop_first()?,
+                Some((key, record)) => (key, Some(record)),
+                None => return None,
+            };
+            capture.sent = Some(key.clone());
+            if let Some(record) = record {
+                return Some((key, record));
+            }
+        }
+    }
+
+    /// The first record with a greater key, tables in the order of [`Key`].
+    fn first_after(&self, key: Option<&Key>) -> Option<(Key, Record)> {
+        fn next<'a, K: Ord, R>(table: &'a BTreeMap<K, R>, after: Option<K>) -> Option<(&'a K, &'a R)> {
+            match after {
+                None => table.first_key_value(),
+                Some(key) => table.range((Excluded(key), Unbounded)).next(),
+            }
+        }
+        // How far each table is: tables before the key's are done, tables after it are untouched.
+        let rank = key.map_or(0, |key| match key {
+            Key::Inode(_) => 0,
+            Key::Entry(..) => 1,
+            Key::Slot(..) => 2,
+            Key::Chunk(_) => 3,
+            Key::Session(_) => 4,
+            Key::Outcome(..) => 5,
+        });
+        for table in rank..6 {
+            let after = if table == rank { key.cloned() } else { None };
+            let found = match (table, after) {
+                (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
+                (0, _) => next(&self.inodes, None).map(inode_row),
+                (1, Some(Key::Entry(directory, name))) => next(&self.entries, Some((directory, name))).map(entry_row),
+                (1, _) => next(&self.entries, None).map(entry_row),
+                (2, Some(Key::Slot(ino, index))) => next(&self.slots, Some((ino, index))).map(slot_row),
+                (2, _) => next(&self.slots, None).map(slot_row),
+                (3, Some(Key::Chunk(hash))) => next(&self.chunks, Some(hash)).map(chunk_row),
+                (3, _) => next(&self.chunks, None).map(chunk_row),
+                (4, Some(Key::Session(id))) => next(&self.sessions, Some(id)).map(session_row),
+                (4, _) => next(&self.sessions, None).map(session_row),
+                (_, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
+                (_, _) => next(&self.outcomes, None).map(outcome_row),
+            };
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+}
+
+fn inode_row((ino, inode): (&InodeId, &Box<Inode>)) -> (Key, Record) {
+    (Key::Inode(*ino), Record::Inode(inode.clone()))
+}
+
+fn entry_row(((directory, name), entry): (&(InodeId, NameBytes), &Entry)) -> (Key, Record) {
+    (Key::Entry(*directory, name.clone()), Record::Entry(*entry))
+}
+
+fn slot_row(((ino, index), slot): (&(InodeId, u64), &Box<Slot>)) -> (Key, Record) {
+    (Key::Slot(*ino, *index), Record::Slot(slot.clone()))
+}
+
+fn chunk_row((hash, chunk): (&ChunkHash, &ChunkRecord)) -> (Key, Record) {
+    (Key::Chunk(*hash), Record::Chunk(chunk.clone()))
+}
+
+fn session_row((id, session): (&SessionId, &Session)) -> (Key, Record) {
+    (Key::Session(*id), Record::Session(*session))
+}
+
+fn outcome_row(((id, number), outcome): (&(SessionId, u64), &Box<Outcome>)) -> (Key, Record) {
+    (Key::Outcome(*id, *number), Record::Outcome(outcome.clone()))
+}
+
+/// Checks that cost a walk over everything.
+impl Store {
+    /// Every record, in key order.
+    pub fn records(&self) -> impl Iterator<Item = (Key, Record)> {
+        self.inodes
+            .iter()
+            .map(inode_row)
+            .chain(self.entries.iter().map(entry_row))
+            .chain(self.slots.iter().map(slot_row))
+            .chain(self.chunks.iter().map(chunk_row))
+            .chain(self.sessions.iter().map(session_row))
+            .chain(self.outcomes.iter().map(outcome_row))
+    }
+
+    /// What the door keeps equals what the records say.
+    pub fn check_invariants(&self) {
+        let (mut usage, mut hash) = (Usage::default(), 0u64);
+        let (mut orphans, mut cuts, mut cookies) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        for (key, record) in self.records() {
+            usage.add(record.usage(&key));
+            hash = hash.wrapping_add(record.digest(&key));
+            match (key, record) {
+                (Key::Inode(ino), Record::Inode(inode)) => {
+                    if inode.links == 0 {
+                        orphans.insert(ino);
+                    }
+                    if inode.has_cuts() {
+                        cuts.insert(ino);
+                    }
+                }
+                (Key::Entry(directory, name), Record::Entry(entry)) => {
+                    assert!(cookies.insert((directory, entry.cookie), name).is_none(), "a cookie names two entries");
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(usage, self.usage, "usage as kept at the door");
+        assert_eq!(hash, self.hash, "state hash as kept at the door");
+        assert_eq!(orphans, self.orphans, "index of orphans");
+        assert_eq!(cuts, self.cuts, "index of cuts");
+        assert_eq!(cookies, self.cookies, "index of cookies");
+    }
+}

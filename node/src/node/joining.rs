@@ -1,0 +1,204 @@
+//! Becoming a member: forming, joining, catching up, and coming back under a new incarnation after having been declared dead.
+//!
+//! Level-triggered: every round asks everybody who may know the leader, until the map names this node and the log has caught up.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use dfs::cluster_map::{ClusterMap, MemberState};
+use dfs::limits;
+use dfs::links::Peer;
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::{Address, ClusterId, Epoch, NodeId};
+use dfs::wire::message::{Failure, Request};
+
+use super::{Node, NodeConfig, NodeOutput, Purpose, Start};
+use crate::namespace::{Namespace, SpaceLimits};
+use crate::raft::{self, Group};
+
+/// How far the node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// No member yet.
+    Joining,
+    /// A member whose log is behind, or whose vote is wanting.
+    CatchingUp {
+        since: Time,
+    },
+    /// Ready.
+    Serving,
+    Stopped,
+}
+
+/// Whom to ask, and when next.
+#[derive(Debug)]
+pub(super) struct Joining {
+    /// Addresses from the command line, from hints, and from maps of an earlier life.
+    candidates: BTreeSet<Address>,
+    ask_at: Time,
+}
+
+impl Joining {
+    pub fn new(config: &NodeConfig, now: Time) -> Self {
+        let candidates = match &config.start {
+            Start::Bootstrap { .. } => BTreeSet::new(),
+            Start::Join(addresses) => addresses.iter().filter(|&address| *address != config.address).cloned().collect(),
+        };
+        Joining { candidates, ask_at: now }
+    }
+
+    pub fn next_deadline(&self) -> Time {
+        self.ask_at
+    }
+}
+
+impl Node {
+    /// Forms a new cluster with this node as the only voter.
+    pub(super) fn found(&mut self) {
+        let (high, low) = (self.random.next_id(), self.random.next());
+        self.cluster = ClusterId(u128::from(high) << 64 | u128::from(low));
+        self.links.set_cluster(self.cluster);
+        self.announce();
+        self.namespace.set_voters(1, vec![self.id]);
+        let random = self.random.fork();
+        self.group = Some(Group::new(self.id, raft::Start::Founder, random, self.now, raft::Settings::default()));
+        self.stage = Stage::CatchingUp { since: self.now };
+    }
+
+    /// What there is to do about the stage, now.
+    pub(super) fn pursue_stage(&mut self) {
+        if self.stage != Stage::Joining && self.leaving.is_none() && self.is_counted_out() {
+            return self.reincarnate();
+        }
+        if let Stage::CatchingUp { since } = self.stage {
+            self.check_ready(since);
+        }
+        self.pursue_leaving();
+        if self.now < self.joining.ask_at || self.stage == Stage::Stopped {
+            return;
+        }
+        self.joining.ask_at = self.now + limits::JOIN_RETRY;
+        let silent = self.now.since(self.leader_heard);
+        match self.stage {
+            Stage::Joining => self.ask_to_join(),
+            Stage::CatchingUp { .. } if silent > limits::ELECTION_TIMEOUT && self.leading.is_none() => self.ask_to_join(),
+            Stage::Serving if silent > limits::NODE_DEAD_AFTER && self.leading.is_none() => self.ask_for_map(),
+            _ => {}
+        }
+    }
+
+    /// The leader has made this node a member, or says that it is one already.
+    pub(super) fn on_joined(&mut self, map: &ClusterMap) {
+        let foreign = self.cluster != ClusterId(0) && self.cluster != map.cluster;
+        if !map.is_well_formed() || foreign || map.cluster == ClusterId(0) || !map.is_living(self.id) {
+            return;
+        }
+        if self.stage != Stage::Joining {
+            return self.adopt_map(map);
+        }
+        tracing::info!(cluster = %map.cluster, node = %self.id, epoch = map.epoch.0, "joined");
+        self.cluster = map.cluster;
+        self.links.set_cluster(map.cluster);
+        self.announce();
+        self.adopt_map(map);
+        let random = self.random.fork();
+        self.group = Some(Group::new(self.id, raft::Start::Joiner, random, self.now, raft::Settings::default()));
+        self.leader_heard = self.now;
+        self.stage = Stage::CatchingUp { since: self.now };
+    }
+
+    pub(super) fn on_join_refused(&mut self, failure: Failure) {
+        if let Some((_, address)) = failure.leader {
+            if address != self.config.address
+                && self.joining.candidates.len() < limits::NODES_MAX
+                && self.joining.candidates.insert(address)
+            {
+                self.joining.ask_at = self.now;
+            }
+        }
+        if failure.status == Status::Conflict {
+            // This incarnation was declared dead while it asked.
+            self.reincarnate();
+        }
+    }
+
+    fn ask_to_join(&mut self) {
+        let member = self.member();
+        let mut addresses = self.joining.candidates.clone();
+        addresses.extend(self.map.members.iter().filter(|other| other.id != self.id).map(|other| other.address.clone()));
+        for address in addresses {
+            let peer = Peer { address, node: None };
+            let request = Request::Join { member: member.clone() };
+            let ticket = self.links.request(self.now, &peer, request, Bytes::new(), limits::ATTEMPT_TIMEOUT);
+            self.tickets.insert(ticket, Purpose::Join);
+        }
+    }
+
+    /// Nobody leads this node any more: perhaps it was declared dead and replaced without hearing of it.
+    fn ask_for_map(&mut self) {
+        let others: Vec<NodeId> = self.map.members.iter().map(|member| member.id).filter(|&node| node != self.id).collect();
+        for node in others {
+            let known = self.map.epoch;
+            self.ask(node, Request::Map { known }, Purpose::FetchMap, limits::ATTEMPT_TIMEOUT);
+        }
+    }
+
+    /// Whether the newest map says that this incarnation is dead. A map from before the first one that named it says nothing.
+    fn is_counted_out(&self) -> bool {
+        self.map.epoch > Epoch(0) && self.map.cluster == self.cluster && self.map.voters != [self.id] && !self.map.is_living(self.id)
+    }
+
+    /// Comes back under a new id: those who counted the old one out must stay right. The chunks stay, and are asked about.
+    fn reincarnate(&mut self) {
+        let old = self.id;
+        self.id = NodeId(self.random.next_id());
+        tracing::warn!(%old, new = %self.id, "declared dead; coming back as a new incarnation");
+        self.resign();
+        for &link in self.incoming.keys() {
+            self.outputs.push_back(NodeOutput::Link(dfs::link::LinkAction::Close { link }));
+        }
+        self.incoming.clear();
+        self.links.restart(self.id.0);
+        self.links.set_cluster(self.cluster);
+        self.tickets.clear();
+        let known = self.map.members.iter().filter(|member| member.state != MemberState::Dead && member.address != self.config.address);
+        self.joining.candidates.extend(known.map(|member| member.address.clone()));
+        self.joining.ask_at = self.now;
+        self.group = None;
+        self.leading = None;
+        self.namespace = Namespace::new(SpaceLimits::default());
+        self.map = ClusterMap::default();
+        self.transfers = Default::default();
+        self.storage = Default::default();
+        self.stage = Stage::Joining;
+        self.announce();
+    }
+
+    /// Ready: a member whose log has caught up, and a voter if one is wanting. The vote is waited for only so long: without it
+    /// the node serves as well.
+    fn check_ready(&mut self, since: Time) {
+        let Some(group) = &self.group else { return };
+        let heard = group.is_leader() || self.now.since(self.leader_heard) < limits::ELECTION_TIMEOUT;
+        let caught_up = group.leader().is_some() && heard && group.applied_index() >= group.commit_index();
+        let member = self.namespace.map().is_living(self.id) && self.namespace.map().epoch == self.map.epoch;
+        let voted = !self.vote_is_wanting() || self.now.since(since) >= limits::VOTE_WAIT_MAX;
+        if caught_up && member && voted {
+            self.stage = Stage::Serving;
+            tracing::info!(cluster = %self.cluster, node = %self.id, "ready");
+            self.outputs.push_back(NodeOutput::Ready { cluster: self.cluster, node: self.id });
+        }
+    }
+
+    /// Whether the namespace has fewer voters than it should, and this node is none.
+    fn vote_is_wanting(&self) -> bool {
+        let living = self.map.members.iter().filter(|member| member.state != MemberState::Dead).count();
+        let voting = self.map.voters.iter().filter(|&&voter| self.map.is_living(voter)).count();
+        living >= limits::VOTERS && voting < limits::VOTERS && !self.map.voters.contains(&self.id)
+    }
+}
+
+/// Interval at which a node without a leader looks around must not outrun the links' own patience.
+const _: () = assert!(limits::JOIN_RETRY.as_nanos() >= Duration::from_millis(50).as_nanos());

@@ -1,0 +1,408 @@
+//! What a leader does besides answering: heartbeats, declaring nodes dead, voters, sessions, and what unlinking and deleting leave behind.
+//!
+//! Everything here is volatile and level-triggered: a new leader starts with nothing and asks the replicated state what is to be done.
+//! A duty whose command is in the log is not proposed again until it was applied, or a while has passed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs::cluster_map::MemberState;
+use dfs::limits;
+use dfs::time::Time;
+use dfs::types::{ChunkHash, InodeId, Instance, NodeId, SessionId, Term, Timestamp};
+use dfs::wire::message::Request;
+
+use super::holds::Holds;
+use super::membership::{self, Standing};
+use super::sessions::Leases;
+use super::{Node, Purpose, Sabotage, Start};
+use crate::namespace::{Command, Effect, SpaceLimits};
+
+/// What a node says of itself with every heartbeat.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Load {
+    pub stored: u64,
+    pub chunks: u64,
+    pub resident: u64,
+}
+
+/// What the leader knows of one member.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contact {
+    pub heard: Time,
+    pub load: Load,
+    ping_at: Time,
+    pinging: bool,
+}
+
+/// A command that the leader proposes of its own accord; one of each may be in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Duty {
+    Found,
+    Limits,
+    Member,
+    Configuration,
+    Dead(NodeId),
+    Expire(SessionId),
+    Evict(SessionId),
+    Revive(SessionId),
+    Progress(SessionId),
+    Trim,
+}
+
+/// Deletions that wait for readers on their way, by time; the number keeps equal times apart.
+type Deletions = BTreeMap<(Time, u64), Deletion>;
+
+struct Deletion {
+    holder: NodeId,
+    item: (ChunkHash, Instance),
+    attempts: u32,
+}
+
+/// A leader's memory of its term.
+pub(super) struct Leading {
+    term: Term,
+    /// Cluster time when this term began, and the clock then: from there it advances at the clock's rate.
+    began: (Time, Timestamp),
+    contacts: BTreeMap<NodeId, Contact>,
+    /// Incarnations of which another one has been met at their address.
+    proven_dead: BTreeSet<NodeId>,
+    /// When voters that are dead or gone were last heard, or first missed.
+    missed_since: BTreeMap<NodeId, Time>,
+    pub(super) leases: Leases,
+    pub(super) holds: Holds,
+    /// Duties under way, until when.
+    proposed: BTreeMap<Duty, Time>,
+    /// Inodes in a `Reap` that is not yet applied.
+    pub(super) reaping: BTreeSet<InodeId>,
+    deletions: Deletions,
+    deletion_number: u64,
+    next_duties: Time,
+}
+
+impl Leading {
+    fn new(term: Term, now: Time, time: Timestamp) -> Self {
+        Leading {
+            term,
+            began: (now, time),
+            contacts: BTreeMap::new(),
+            proven_dead: BTreeSet::new(),
+            missed_since: BTreeMap::new(),
+            leases: Leases::new(now),
+            holds: Holds::default(),
+            proposed: BTreeMap::new(),
+            reaping: BTreeSet::new(),
+            deletions: BTreeMap::new(),
+            deletion_number: 0,
+            next_duties: now,
+        }
+    }
+
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    pub fn next_deadline(&self) -> Time {
+        self.deletions.first_key_value().map_or(Time::NEVER, |(&(at, _), _)| at).min(self.next_duties)
+    }
+
+    /// Look at everything in this turn.
+    pub fn wake(&mut self, now: Time) {
+        self.next_duties = now;
+    }
+
+    pub fn contact(&self, node: NodeId) -> Option<&Contact> {
+        self.contacts.get(&node)
+    }
+
+    pub fn on_pong(&mut self, now: Time, node: NodeId, load: Load) {
+        if let Some(contact) = self.contacts.get_mut(&node) {
+            (contact.heard, contact.load, contact.pinging) = (now, load, false);
+        }
+    }
+
+    pub fn on_ping_failed(&mut self, node: NodeId) {
+        if let Some(contact) = self.contacts.get_mut(&node) {
+            contact.pinging = false;
+        }
+    }
+
+    /// Any sign of life counts.
+    pub fn on_heard(&mut self, now: Time, node: NodeId) {
+        if let Some(contact) = self.contacts.get_mut(&node) {
+            contact.heard = now;
+        }
+    }
+
+    /// Another incarnation answers where this one did.
+    pub fn on_proof_of_death(&mut self, node: NodeId) {
+        if self.proven_dead.insert(node) {
+            self.next_duties = Time(0);
+        }
+    }
+
+    /// This process stood still, so everybody else seemed silent.
+    pub fn forgive(&mut self, now: Time) {
+        for contact in self.contacts.values_mut() {
+            contact.heard = now;
+        }
+        for missed in self.missed_since.values_mut() {
+            *missed = now;
+        }
+        self.leases.forgive(now);
+    }
+
+    /// Whether the duty may be proposed now; if so it counts as proposed.
+    pub fn take_up(&mut self, now: Time, duty: Duty) -> bool {
+        if self.proposed.get(&duty).is_some_and(|&until| now < until) {
+            return false;
+        }
+        self.proposed.insert(duty, now + limits::DUTY_RETRY);
+        true
+    }
+
+    /// The duty's command has been applied.
+    pub fn settle(&mut self, duty: Duty) {
+        self.proposed.remove(&duty);
+    }
+
+    /// A holder did not confirm a deletion: a few more attempts, then its audit finds out.
+    pub fn retry_deletion(&mut self, now: Time, holder: NodeId, items: Vec<(ChunkHash, Instance)>, attempts: u32) {
+        if attempts < limits::DELETE_ATTEMPTS_MAX {
+            items.into_iter().for_each(|item| self.delete_later(now + limits::DELETE_RETRY, holder, item, attempts));
+        }
+    }
+
+    fn delete_later(&mut self, at: Time, holder: NodeId, item: (ChunkHash, Instance), attempts: u32) {
+        if self.deletions.len() < limits::DELETIONS_MAX {
+            self.deletion_number += 1;
+            self.deletions.insert((at, self.deletion_number), Deletion { holder, item, attempts });
+        }
+    }
+
+    /// Deletions that are due, by holder and number of attempts, in batches.
+    fn due_deletions(&mut self, now: Time) -> Vec<(NodeId, u32, Vec<(ChunkHash, Instance)>)> {
+        let mut batches: BTreeMap<(NodeId, u32), Vec<Vec<(ChunkHash, Instance)>>> = BTreeMap::new();
+        while let Some(entry) = self.deletions.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            let deletion = entry.remove();
+            let lists = batches.entry((deletion.holder, deletion.attempts)).or_default();
+            match lists.last_mut().filter(|list| list.len() < limits::CHUNK_ITEMS_MAX) {
+                Some(list) => list.push(deletion.item),
+                None => lists.push(vec![deletion.item]),
+            }
+        }
+        batches.into_iter().flat_map(|((holder, attempts), lists)| lists.into_iter().map(move |list| (holder, attempts, list))).collect()
+    }
+
+    /// Asserts that indexes agree and bounds hold.
+    pub fn check_invariants(&self) {
+        self.holds.check_invariants();
+        assert!(self.deletions.len() <= limits::DELETIONS_MAX);
+        assert!(self.contacts.len() <= limits::NODES_MAX);
+    }
+}
+
+impl Node {
+    pub(super) fn begin_leading(&mut self, term: Term) {
+        tracing::info!(term = term.0, node = %self.id, "leads the namespace");
+        let time = self.wall.max(self.namespace.time());
+        if time.seconds - self.wall.seconds > 1 {
+            tracing::warn!(seconds = time.seconds - self.wall.seconds, "this machine's clock is behind cluster time");
+        }
+        if self.sabotaged(Sabotage::ForgetRequestTable) {
+            self.namespace.forget_outcomes_for_test();
+        }
+        self.leading = Some(Leading::new(term, self.now, time));
+        self.pushed = dfs::types::Epoch(0);
+    }
+
+    /// Cluster time now: from the beginning of the term on it advances at the clock's rate, whatever is done to the wall clock.
+    pub(super) fn cluster_time(&self) -> Timestamp {
+        let Some(leading) = &self.leading else { return self.wall };
+        let (began, time) = leading.began;
+        let passed = self.now.since(began);
+        let nanos = u64::from(time.nanos) + u64::from(passed.subsec_nanos());
+        let seconds = time.seconds.saturating_add(passed.as_secs() as i64).saturating_add((nanos / 1_000_000_000) as i64);
+        Timestamp { seconds, nanos: (nanos % 1_000_000_000) as u32 }
+    }
+
+    /// Everything that a leader finds to do.
+    pub(super) fn pursue_duties(&mut self) {
+        let now = self.now;
+        let Some(leading) = &mut self.leading else { return };
+        let due = leading.due_deletions(now);
+        let look = leading.next_duties <= now;
+        if look {
+            leading.next_duties = now + limits::DUTY_INTERVAL;
+        }
+        for (holder, attempts, items) in due {
+            self.send_deletion(holder, attempts, items);
+        }
+        if look {
+            self.pursue_founding();
+            self.pursue_contacts();
+            self.pursue_configuration();
+            self.pursue_sessions();
+            self.pursue_orphans();
+        }
+    }
+
+    /// Proposes a command of the leader's own, once.
+    pub(super) fn pursue(&mut self, duty: Duty, command: Command) {
+        let now = self.now;
+        if self.leading.as_mut().is_some_and(|leading| leading.take_up(now, duty)) {
+            if let Err(status) = self.propose(command) {
+                tracing::debug!(?duty, %status, "not proposed");
+            }
+        }
+    }
+
+    /// A new cluster gets its name, its first member, and the bound of its metadata.
+    fn pursue_founding(&mut self) {
+        if self.map.cluster.0 == 0 || self.namespace.map().cluster.0 == 0 {
+            let Start::Bootstrap { replicas } = self.config.start else { return };
+            let replicas = if self.sabotaged(Sabotage::OneReceipt) { 1 } else { replicas };
+            return self.pursue(Duty::Found, Command::Found { cluster: self.cluster, replicas });
+        }
+        if self.namespace.map().member(self.id).is_none() && matches!(self.config.start, Start::Bootstrap { .. }) {
+            return self.pursue(Duty::Member, Command::SetMember(self.member()));
+        }
+        let limits = self.choose_limits();
+        if limits != self.namespace.limits() {
+            self.pursue(Duty::Limits, Command::SetLimits(limits));
+        }
+    }
+
+    /// The voters' smallest budget: a quarter of what a node lends. A floor keeps small test clusters usable; a node that lends
+    /// nothing only votes, and is trusted with the floor's eightfold.
+    fn choose_limits(&self) -> SpaceLimits {
+        let floor = limits::NAMESPACE_BYTES_MIN;
+        let voters = self.map.voters.iter().filter_map(|&voter| self.map.member(voter));
+        let budget = |memory: u64| if memory == 0 { 8 * floor } else { (memory / 4).max(floor) };
+        let namespace_bytes_max = voters.map(|member| budget(member.memory)).min().unwrap_or(floor);
+        SpaceLimits { namespace_bytes_max, inline_bytes_max: namespace_bytes_max / 2 }
+    }
+
+    /// Heartbeats, and what silence means.
+    fn pursue_contacts(&mut self) {
+        let (now, me) = (self.now, self.id);
+        let members: BTreeMap<NodeId, MemberState> =
+            self.map.members.iter().filter(|member| member.id != me).map(|member| (member.id, member.state)).collect();
+        let Some(leading) = &mut self.leading else { return };
+        leading.contacts.retain(|node, _| members.get(node).is_some_and(|state| *state != MemberState::Dead));
+        leading.proven_dead.retain(|node| members.contains_key(node));
+        let (mut ping, mut dead) = (Vec::new(), Vec::new());
+        for (&node, _) in members.iter().filter(|(_, state)| **state != MemberState::Dead) {
+            let fresh = Contact { heard: now, load: Load::default(), ping_at: now, pinging: false };
+            let contact = leading.contacts.entry(node).or_insert(fresh);
+            if let Some(at) = self.group.as_ref().and_then(|group| group.heard_at(node)) {
+                contact.heard = contact.heard.max(at);
+            }
+            if leading.proven_dead.contains(&node) || now.since(contact.heard) >= limits::NODE_DEAD_AFTER {
+                dead.push(node);
+            } else if !contact.pinging && now >= contact.ping_at {
+                (contact.pinging, contact.ping_at) = (true, now + limits::HEARTBEAT_INTERVAL);
+                ping.push(node);
+            }
+        }
+        let (term, epoch) = (leading.term, self.map.epoch);
+        for node in ping {
+            let request = Request::Ping { term, epoch, sent: now };
+            self.ask(node, request, Purpose::Ping(node), limits::PING_TIMEOUT);
+        }
+        for node in dead {
+            tracing::warn!(%node, "declaring dead");
+            self.pursue(Duty::Dead(node), Command::MarkDead { node });
+        }
+    }
+
+    /// Voters and learners as they should be.
+    fn pursue_configuration(&mut self) {
+        let (now, me) = (self.now, self.id);
+        let (Some(leading), Some(group)) = (&mut self.leading, &mut self.group) else { return };
+        if group.is_changing() || self.map.epoch != self.namespace.map().epoch || !self.map.is_living(me) {
+            return;
+        }
+        let present = group.configuration().clone();
+        let mut standings = Vec::new();
+        for member in &self.map.members {
+            let living = member.state != MemberState::Dead;
+            if living {
+                leading.missed_since.remove(&member.id);
+            }
+            let heard = *leading.missed_since.entry(member.id).or_insert(now);
+            // A voter that is only silent may come back with its memory; one that was met anew cannot.
+            let replaceable = !living
+                && (leading.proven_dead.contains(&member.id) || now.since(heard) >= limits::VOTER_REPLACE_AFTER - limits::NODE_DEAD_AFTER);
+            let caught_up = living && group.caught_up(member.id);
+            let leaving = member.state == MemberState::Leaving;
+            standings.push(Standing { node: member.id, living, leaving, caught_up, replaceable });
+        }
+        leading.missed_since.retain(|node, _| self.map.member(*node).is_some_and(|member| member.state == MemberState::Dead));
+        let (voters, learners) = membership::plan_configuration(me, &present, &standings, membership::WANTED);
+        if (voters == present.voters && learners == present.learners) || !leading.take_up(now, Duty::Configuration) {
+            return;
+        }
+        match group.propose_voters(now, &voters, &learners) {
+            Ok(()) => tracing::info!(?voters, ?learners, "changing the configuration"),
+            Err(status) => tracing::debug!(%status, "configuration not changed"),
+        }
+    }
+
+    /// Unlinked inodes that nobody holds are freed, and so is what truncations cut off, in slices.
+    fn pursue_orphans(&mut self) {
+        let Some(leading) = &self.leading else { return };
+        let told = self.namespace.sessions().all(|(session, _)| leading.holds.is_whole(session));
+        let free = |ino: &InodeId| !leading.holds.is_held(*ino);
+        let reap: Vec<InodeId> =
+            if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
+        let trim: Vec<InodeId> = self.namespace.cuts_pending().take(limits::REAP_BATCH_MAX).collect();
+        // One at a time: until it is applied nobody may open what it names.
+        if !reap.is_empty() && leading.reaping.is_empty() && self.propose(Command::Reap { inos: reap.clone() }).is_ok() {
+            if let Some(leading) = &mut self.leading {
+                leading.reaping = reap.into_iter().collect();
+            }
+        }
+        if !trim.is_empty() {
+            self.pursue(Duty::Trim, Command::Trim { inos: trim });
+        }
+    }
+
+    /// What applying an entry asks of a leader.
+    pub(super) fn on_effect(&mut self, effect: Effect) {
+        if effect == Effect::MapChanged {
+            let map = self.namespace.map().clone();
+            self.adopt_map(&map);
+        }
+        let now = self.now;
+        let Some(leading) = &mut self.leading else { return };
+        match effect {
+            Effect::Deleted { hash, instance, holders } => {
+                for holder in holders {
+                    leading.delete_later(now + limits::DELETE_GRACE, holder, (hash, instance), 0);
+                }
+            }
+            Effect::SessionOpened(session) => leading.leases.renew(now, session),
+            Effect::SessionEnded(session) => {
+                leading.leases.end(session);
+                leading.holds.end(session);
+                leading.wake(now);
+            }
+            Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
+        }
+    }
+
+    fn send_deletion(&mut self, holder: NodeId, attempts: u32, items: Vec<(ChunkHash, Instance)>) {
+        if holder == self.id {
+            let check = self.instance_check();
+            items.iter().for_each(|(hash, instance)| _ = self.chunks.delete(hash, *instance, check));
+            return;
+        }
+        if self.map.is_living(holder) {
+            let purpose = Purpose::Delete { holder, items: items.clone(), attempts: attempts + 1 };
+            self.ask(holder, Request::Delete { items }, purpose, limits::ATTEMPT_TIMEOUT);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Going: at once, with the whole cluster, or after handing over leadership and the vote.
+
+use bytes::Bytes;
+
+use dfs::cluster_map::{Member, MemberState};
+use dfs::limits;
+use dfs::link::{Frame, Lane, LinkAction, Role};
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::NodeId;
+use dfs::wire::message::{Body, Failure, Notice, Request, Response};
+
+use super::joining::Stage;
+use super::{Asker, Node, NodeOutput, Purpose};
+use crate::namespace::Command;
+
+/// How far the leaving is.
+#[derive(Debug)]
+pub(super) enum Leaving {
+    /// Leadership and vote are being handed over.
+    Handing { until: Time, next_try: Time, asking: bool },
+    /// What was said last is given time to reach the others.
+    Stopping { at: Time, reason: String },
+}
+
+impl Leaving {
+    pub fn next_deadline(&self) -> Time {
+        match self {
+            Leaving::Handing { until, next_try, asking } => {
+                if *asking {
+                    *until
+                } else {
+                    (*until).min(*next_try)
+                }
+            }
+            Leaving::Stopping { at, .. } => *at,
+        }
+    }
+}
+
+impl Node {
+    /// Hands over leadership and vote where somebody can take them, then stops; at most half a minute later.
+    pub fn leave(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        self.dirty = true;
+        if self.leaving.is_some() || self.stage == Stage::Stopped {
+            return;
+        }
+        if self.stage == Stage::Joining {
+            return self.stop_soon("stopped before it joined");
+        }
+        tracing::info!("leaving");
+        self.leaving = Some(Leaving::Handing { until: self.now + limits::LEAVE_TIME_MAX, next_try: self.now, asking: false });
+    }
+
+    /// Stops after a moment, in which the last words are sent.
+    pub(super) fn stop_soon(&mut self, reason: &str) {
+        if matches!(self.leaving, Some(Leaving::Stopping { .. })) || self.stage == Stage::Stopped {
+            return;
+        }
+        self.leaving = Some(Leaving::Stopping { at: self.now + limits::STOP_GRACE, reason: reason.to_string() });
+    }
+
+    pub(super) fn pursue_leaving(&mut self) {
+        let now = self.now;
+        match &mut self.leaving {
+            Some(Leaving::Stopping { at, reason }) if now >= *at => {
+                let reason = reason.clone();
+                tracing::info!(reason, "stopped");
+                self.stage = Stage::Stopped;
+                self.outputs.push_back(NodeOutput::Stopped { reason });
+            }
+            Some(Leaving::Handing { until, .. }) if now >= *until => self.stop_soon("left without a successor"),
+            Some(Leaving::Handing { next_try, asking, .. }) if !*asking && now >= *next_try => {
+                *next_try = now + limits::JOIN_RETRY;
+                self.hand_over();
+            }
+            _ => {}
+        }
+    }
+
+    fn hand_over(&mut self) {
+        let now = self.now;
+        let me = self.id;
+        let others = self.map.members.iter().filter(|member| member.id != me && member.state == MemberState::Live);
+        let others: Vec<NodeId> = others.map(|member| member.id).collect();
+        let Some(group) = &mut self.group else { return self.stop_soon("left") };
+        if !group.is_leader() {
+            let leader = group.leader();
+            let asked = leader.is_some_and(|leader| self.ask(leader, Request::Leave, Purpose::Leave, limits::ATTEMPT_TIMEOUT));
+            if let Some(Leaving::Handing { asking, .. }) = &mut self.leaving {
+                *asking = asked;
+            }
+            return;
+        }
+        let able = |node: &&NodeId| group.caught_up(**node);
+        let voter = others.iter().filter(able).find(|&&node| group.configuration().voters.contains(&node)).copied();
+        let spare = others.iter().filter(able).find(|&&node| group.configuration().learners.contains(&node)).copied();
+        match (voter, spare) {
+            (Some(voter), _) => _ = group.transfer(now, voter),
+            (None, Some(spare)) => {
+                let mut voters = group.configuration().voters.clone();
+                let mut learners = group.configuration().learners.clone();
+                learners.remove(&spare);
+                voters.insert(spare);
+                let _ = group.propose_voters(now, &voters, &learners);
+            }
+            (None, None) if others.is_empty() => self.stop_soon("left as the last node"),
+            (None, None) => {}
+        }
+    }
+
+    /// The leader has counted this node out.
+    pub(super) fn on_left(&mut self) {
+        let chunks = self.chunks.usage().chunks;
+        if chunks > 0 {
+            tracing::warn!(chunks, "these chunks have lost one copy");
+        }
+        self.stop_soon("left");
+    }
+
+    pub(super) fn on_leave_refused(&mut self, _failure: Failure) {
+        if let Some(Leaving::Handing { asking, .. }) = &mut self.leaving {
+            *asking = false;
+        }
+    }
+
+    /// A member wants to go. It is marked first, so that its vote is given away; asked again after that, it is counted out.
+    pub(super) fn on_leave(&mut self, asker: Asker, node: NodeId) {
+        if self.leads().is_none() {
+            return self.fail(asker, Status::NotLeader);
+        }
+        let Some(member) = self.map.member(node).filter(|member| member.state != MemberState::Dead).cloned() else {
+            return self.answer(asker, Ok(Response::Done), Bytes::new());
+        };
+        if member.state == MemberState::Live {
+            let _ = self.propose(Command::SetMember(Member { state: MemberState::Leaving, ..member }));
+            return self.fail(asker, Status::Busy);
+        }
+        let Some(group) = &self.group else { return };
+        let configuration = group.configuration();
+        let spare = self.map.members.iter().any(|other| {
+            other.state == MemberState::Live && group.caught_up(other.id) && !configuration.is_voter(other.id) && other.id != node
+        });
+        if configuration.is_voter(node) && (spare || configuration.voters.len() == 2) {
+            return self.fail(asker, Status::Busy);
+        }
+        self.propose_for(asker, Command::MarkDead { node });
+    }
+
+    /// A client asks for the end of the whole cluster.
+    pub(super) fn on_shutdown(&mut self, asker: Asker) {
+        if self.leads().is_none() {
+            return self.fail(asker, Status::NotLeader);
+        }
+        tracing::info!("shutting the cluster down");
+        for node in self.others_living() {
+            self.tell(node, Notice::Stop, Bytes::new());
+        }
+        self.answer(asker, Ok(Response::Done), Bytes::new());
+        let clients = self.incoming.iter().filter(|(_, peer)| peer.role == Role::Client && peer.lane == Lane::Control);
+        for (&link, _) in clients {
+            let frame = Frame { request: 0, body: Body::Notice(Notice::Stop), payload: Bytes::new() };
+            self.outputs.push_back(NodeOutput::Link(LinkAction::Send { link, frame }));
+        }
+        self.stop_soon("the cluster was shut down");
+    }
+}

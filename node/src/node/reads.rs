@@ -1,0 +1,151 @@
+//! Reads of the namespace: they wait until leadership at the time of their arrival is proven, then see everything committed by then.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use dfs::limits;
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId};
+use dfs::wire::message::Response;
+use dfs::wire::namespace::{Answer, Query};
+
+use super::{Asker, Node, Sabotage, space};
+
+/// What is asked.
+#[derive(Debug)]
+pub(super) enum Read {
+    Query { session: SessionId, query: Query },
+    Renew { session: SessionId, answered_below: RequestNumber, uploads_from: u64 },
+    Audit { node: NodeId, items: Vec<(ChunkHash, Instance)> },
+}
+
+#[derive(Debug)]
+struct Pending {
+    asker: Asker,
+    received: Time,
+    read: Read,
+}
+
+/// Reads in order of arrival: what proves the later proves the earlier.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    pending: VecDeque<Pending>,
+    /// Arrival of the last read for which an early round was asked.
+    confirming: Time,
+}
+
+impl Reads {
+    pub fn len(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub fn take_all(&mut self) -> Vec<Asker> {
+        self.pending.drain(..).map(|pending| pending.asker).collect()
+    }
+}
+
+impl Node {
+    /// Queues a read, if this node leads.
+    pub(super) fn read_for(&mut self, asker: Asker, read: Read) {
+        if self.leading.is_none() {
+            return self.fail(asker, Status::NotLeader);
+        }
+        if self.reads.len() >= limits::NODE_READS_MAX {
+            return self.fail(asker, Status::Busy);
+        }
+        self.reads.pending.push_back(Pending { asker, received: self.now, read });
+    }
+
+    /// Answers what may be answered; asks for an early proof for the rest.
+    pub(super) fn answer_reads(&mut self) {
+        let anyway = self.sabotaged(Sabotage::ReadFromDeposed);
+        while let Some(first) = self.reads.pending.front() {
+            let Some(group) = &mut self.group else { return };
+            if !group.can_read(self.now, first.received) && !anyway {
+                let last = self.reads.pending.back().map_or(first.received, |last| last.received);
+                if last > self.reads.confirming {
+                    self.reads.confirming = last;
+                    group.confirm(self.now);
+                }
+                return;
+            }
+            let Some(pending) = self.reads.pending.pop_front() else { return };
+            let result = self.read(pending.read, pending.received);
+            match result {
+                Ok(response) => self.answer(pending.asker, Ok(response), Bytes::new()),
+                Err(status) => self.fail(pending.asker, status),
+            }
+        }
+    }
+
+    fn read(&mut self, read: Read, received: Time) -> Result<Response, Status> {
+        let epoch = self.map.epoch;
+        let term = self.leads().unwrap_or_default();
+        match read {
+            Read::Query { session, query } => {
+                let answer = self.query(session, &query)?;
+                Ok(Response::Answered { answer, term, epoch })
+            }
+            Read::Renew { session, answered_below, uploads_from } => {
+                if self.renew(session, answered_below, uploads_from, received) {
+                    Ok(Response::Renewed { term, epoch })
+                } else {
+                    Err(Status::SessionGone)
+                }
+            }
+            Read::Audit { node, items } => Ok(Response::Audited { verdicts: self.namespace.verdicts(node, &items) }),
+        }
+    }
+
+    fn query(&mut self, session: SessionId, query: &Query) -> Result<Answer, Status> {
+        match query {
+            Query::Hold { ino, sequence } => self.hold(session, *ino, *sequence),
+            Query::Release { ino, sequence } => {
+                let now = self.now;
+                if let Some(leading) = &mut self.leading {
+                    leading.holds.release(session, *ino, *sequence);
+                    if self.namespace.is_orphan(*ino) {
+                        leading.wake(now);
+                    }
+                }
+                Ok(Answer::Done)
+            }
+            Query::Reclaim { held, last } => {
+                self.namespace.session(session).ok_or(Status::SessionGone)?;
+                let leading = self.leading.as_mut().ok_or(Status::NotLeader)?;
+                leading.holds.reclaim(session, held, *last)?;
+                Ok(Answer::Done)
+            }
+            Query::Space => Ok(Answer::Space(self.space())),
+            query => self.namespace.query(query),
+        }
+    }
+
+    /// From now on the inode outlives its last name. What is being reaped cannot be opened any more.
+    fn hold(&mut self, session: SessionId, ino: InodeId, sequence: u64) -> Result<Answer, Status> {
+        self.namespace.session(session).ok_or(Status::SessionGone)?;
+        let leading = self.leading.as_mut().ok_or(Status::NotLeader)?;
+        if leading.reaping.contains(&ino) || !self.namespace.exists(ino) {
+            return Err(Status::Stale);
+        }
+        leading.holds.hold(session, ino, sequence)?;
+        self.namespace.attributes(ino).map(Answer::Attributes)
+    }
+
+    fn space(&self) -> dfs::wire::namespace::Space {
+        let usage = self.namespace.usage();
+        let free = self.namespace.limits().namespace_bytes_max.saturating_sub(usage.namespace_bytes);
+        let used = usage.referenced_bytes.saturating_add(usage.inline_bytes);
+        space::space(&self.map, |node| self.stored_on(node), used, usage.inodes, free)
+    }
+
+    /// Bytes stored on a node, as far as known.
+    pub(super) fn stored_on(&self, node: NodeId) -> u64 {
+        if node == self.id {
+            return self.chunks.usage().stored;
+        }
+        self.leading.as_ref().and_then(|leading| leading.contact(node)).map_or(0, |contact| contact.load.stored)
+    }
+}

@@ -1,0 +1,208 @@
+//! What comes in over links that others dialled: who may ask what, and which room answers.
+//!
+//! The sender is whoever the handshake named. Nodes of another cluster, and clients that ask what only nodes may, are refused.
+
+use bytes::Bytes;
+
+use dfs::cluster_map::{ClusterMap, MemberState};
+use dfs::link::{Frame, LinkAction, LinkId, Role};
+use dfs::placement;
+use dfs::status::Status;
+use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId};
+use dfs::wire::message::{Body, Notice, RaftKind, Request, Response};
+use dfs::{cluster_map::Member, limits};
+
+use super::joining::Stage;
+use super::reads::Read;
+use super::{Asker, Node, NodeOutput};
+use crate::namespace::Command;
+
+impl Node {
+    pub(super) fn on_frame(&mut self, link: LinkId, frame: Frame) {
+        let Some(peer) = self.incoming.get(&link).copied() else { return };
+        let asker = Asker { link, request: frame.request };
+        match frame.body {
+            Body::Request(request) => match peer.role {
+                Role::Client => self.on_client_request(asker, SessionId(peer.sender), request, frame.payload),
+                Role::Node => {
+                    let open = matches!(request, Request::Identify | Request::Map { .. } | Request::Status | Request::Join { .. });
+                    if !open && peer.cluster != self.cluster {
+                        return self.fail(asker, Status::WrongCluster);
+                    }
+                    self.on_node_request(asker, NodeId(peer.sender), request, frame.payload);
+                }
+            },
+            Body::Notice(notice) if peer.role == Role::Node => {
+                // A leader may speak to a joining node before that has heard which cluster took it in.
+                if peer.cluster == self.cluster && self.cluster.0 != 0 {
+                    self.on_notice(NodeId(peer.sender), notice, frame.payload);
+                }
+            }
+            Body::Notice(_) | Body::Response(_) => {
+                // Whoever dials asks; it has nothing to answer here.
+                tracing::warn!(sender = peer.sender, role = ?peer.role, "closing a link that sent what it may not");
+                self.incoming.remove(&link);
+                self.outputs.push_back(NodeOutput::Link(LinkAction::Close { link }));
+            }
+        }
+    }
+
+    fn on_client_request(&mut self, asker: Asker, session: SessionId, request: Request, payload: Bytes) {
+        match request {
+            Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
+            _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
+            Request::OpenSession => self.propose_for(asker, Command::OpenSession { session }),
+            Request::EndSession => self.propose_for(asker, Command::EndSession { session }),
+            Request::Renew { answered_below, uploads_from } => {
+                self.read_for(asker, Read::Renew { session, answered_below, uploads_from });
+            }
+            Request::Namespace { number, answered_below, uploads_from, op } => {
+                let now = self.now;
+                if let Some(leading) = &mut self.leading {
+                    leading.leases.heard_if_known(now, session);
+                }
+                self.propose_for(asker, Command::Request { session, number, answered_below, uploads_from, op });
+            }
+            Request::Query(query) => self.read_for(asker, Read::Query { session, query }),
+            Request::Shutdown => self.on_shutdown(asker),
+            Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
+                self.fail(asker, Status::InvalidArgument);
+            }
+            request => self.on_bulk_request(asker, request, payload),
+        }
+    }
+
+    fn on_node_request(&mut self, asker: Asker, node: NodeId, request: Request, payload: Bytes) {
+        let now = self.now;
+        if let Some(leading) = &mut self.leading {
+            leading.on_heard(now, node);
+        }
+        match request {
+            Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
+            _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
+            Request::Join { member } => self.on_join(asker, node, member),
+            Request::Ping { term, epoch, sent } => {
+                if self.group.as_ref().is_some_and(|group| term >= group.term()) {
+                    self.leader_heard = now;
+                }
+                if epoch > self.map.epoch {
+                    self.ask(node, Request::Map { known: self.map.epoch }, super::Purpose::FetchMap, limits::ATTEMPT_TIMEOUT);
+                }
+                let usage = self.chunks.usage();
+                let (stored, chunks, memory) = (usage.stored, usage.chunks, self.config.memory);
+                let pong = Response::Pong { sent, epoch: self.map.epoch, stored, chunks, memory, resident: self.resident };
+                self.answer(asker, Ok(pong), Bytes::new());
+            }
+            Request::Delete { items } => {
+                let check = self.instance_check();
+                items.iter().for_each(|(hash, instance)| _ = self.chunks.delete(hash, *instance, check));
+                self.answer(asker, Ok(Response::Done), Bytes::new());
+            }
+            Request::Audit { items } => self.read_for(asker, Read::Audit { node, items }),
+            Request::Lost { items } => self.propose_for(asker, Command::Lost { node, items }),
+            Request::Leave => self.on_leave(asker, node),
+            request => self.on_bulk_request(asker, request, payload),
+        }
+    }
+
+    /// What anybody may ask at any time.
+    fn on_open_request(&mut self, asker: Asker, request: Request) {
+        let response = match request {
+            Request::Map { known } => Response::Map((self.map.epoch > known).then(|| self.map.clone())),
+            Request::Status => Response::Status(Box::new(self.report())),
+            _ => Response::Identity { cluster: self.cluster, node: self.id, address: self.config.address.clone() },
+        };
+        self.answer(asker, Ok(response), Bytes::new());
+    }
+
+    fn on_bulk_request(&mut self, asker: Asker, request: Request, payload: Bytes) {
+        let result = match request {
+            Request::Put { epoch, hash, instance } => self.put(epoch, hash, instance, payload),
+            Request::LinkChunk { epoch, hash, instance } => {
+                self.check_placement(epoch, &hash).and_then(|()| self.chunks.link(self.now, hash, instance))
+            }
+            Request::Get { hash, range } => match self.chunks.get(&hash, range) {
+                Ok(part) => {
+                    let response = Response::Bytes { range: part.range, total: part.total, proof: part.proof };
+                    return self.answer(asker, Ok(response), part.bytes);
+                }
+                Err(status) => Err(status),
+            },
+            Request::Suspect { hash } => {
+                let dropped = self.chunks.suspect(&hash);
+                if dropped {
+                    tracing::warn!(%hash, "dropped a copy that did not match its hash");
+                }
+                return self.answer(asker, Ok(Response::Done), Bytes::new());
+            }
+            _ => Err(Status::NotPermitted),
+        };
+        match result {
+            Ok(()) => self.answer(asker, Ok(Response::Receipt { node: self.id }), Bytes::new()),
+            Err(status) => self.fail(asker, status),
+        }
+    }
+
+    fn put(&mut self, epoch: Epoch, hash: ChunkHash, instance: Instance, bytes: Bytes) -> Result<(), Status> {
+        self.check_placement(epoch, &hash)?;
+        self.chunks.put(self.now, hash, instance, bytes)
+    }
+
+    /// A sender with an older map that chose a node which is no owner by now is told so. One with the newest map may have passed over
+    /// full or dead owners, and is right.
+    fn check_placement(&mut self, epoch: Epoch, hash: &ChunkHash) -> Result<(), Status> {
+        if epoch >= self.map.epoch || self.placement.owners(&self.map, placement::group_of(hash)).contains(&self.id) {
+            return Ok(());
+        }
+        Err(Status::StaleMap)
+    }
+
+    /// A node wants to be a member. The address and incarnation are its own to say; the state is not.
+    fn on_join(&mut self, asker: Asker, node: NodeId, member: Member) {
+        if member.id != node || member.state != MemberState::Live {
+            return self.fail(asker, Status::InvalidArgument);
+        }
+        if self.leads().is_none() {
+            return self.fail(asker, Status::NotLeader);
+        }
+        let map: &ClusterMap = self.namespace.map();
+        match map.member(node) {
+            Some(known) if known.state == MemberState::Dead => self.fail(asker, Status::Conflict),
+            Some(known) if *known == member => {
+                let map = map.clone();
+                self.answer(asker, Ok(Response::Joined { map }), Bytes::new());
+            }
+            _ if map.cluster.0 == 0 => self.fail(asker, Status::Busy),
+            _ => {
+                tracing::info!(%node, address = %member.address, "joins");
+                self.propose_for(asker, Command::SetMember(member));
+            }
+        }
+    }
+
+    pub(super) fn on_notice(&mut self, from: NodeId, notice: Notice, payload: Bytes) {
+        let now = self.now;
+        if let Some(leading) = &mut self.leading {
+            leading.on_heard(now, from);
+        }
+        match notice {
+            Notice::Raft(message) => {
+                let Some(group) = &mut self.group else { return };
+                let from_leader = matches!(message.kind, RaftKind::Append | RaftKind::Heartbeat);
+                match group.receive(now, from, message) {
+                    Ok(()) if from_leader && group.leader() == Some(from) => self.leader_heard = now,
+                    Ok(()) => {}
+                    Err(status) => tracing::debug!(%from, %status, "raft message refused"),
+                }
+            }
+            Notice::Snapshot { id, index, term, sequence, last } => {
+                let slice = super::transfer::Slice { id, index, term, sequence, last };
+                self.on_snapshot_slice(from, slice, &payload);
+            }
+            Notice::SnapshotProgress { id, next } => self.transfers.on_progress(now, from, id, next),
+            Notice::Map(map) => self.adopt_map(&map),
+            Notice::Stop if self.map.is_living(from) => self.stop_soon("the cluster was shut down"),
+            Notice::Stop => {}
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What a storage node tells the leader about its chunks: audits of uploads, and copies that are lost.
+
+use dfs::limits;
+use dfs::time::Time;
+use dfs::types::NodeId;
+use dfs::wire::message::Request;
+
+use super::joining::Stage;
+use super::{Node, Purpose};
+use crate::namespace::Command;
+
+/// One report of each kind is under way at a time.
+#[derive(Debug, Default)]
+pub(super) struct Reports {
+    auditing: bool,
+    audit_after: Time,
+    losing: bool,
+    lose_after: Time,
+}
+
+impl Reports {
+    pub fn new_leader(&mut self, now: Time) {
+        *self = Reports { audit_after: now, lose_after: now, ..Reports::default() };
+    }
+
+    pub fn audit_done(&mut self) {
+        self.auditing = false;
+    }
+
+    pub fn audit_failed(&mut self, now: Time) {
+        (self.auditing, self.audit_after) = (false, now + limits::JOIN_RETRY);
+    }
+
+    pub fn lost_done(&mut self) {
+        self.losing = false;
+    }
+
+    pub fn lost_failed(&mut self, now: Time) {
+        (self.losing, self.lose_after) = (false, now + limits::JOIN_RETRY);
+    }
+}
+
+impl Node {
+    /// When there may be something to report. Without a leader nothing is: a new one is an event.
+    pub(super) fn next_report(&self) -> Time {
+        if self.leader_to_tell().is_none() {
+            return Time::NEVER;
+        }
+        let audit = if self.storage.auditing { Time::NEVER } else { self.chunks.next_audit(self.now).max(self.storage.audit_after) };
+        let nothing = self.storage.losing || self.chunks.lost(1).is_empty();
+        audit.min(if nothing { Time::NEVER } else { self.storage.lose_after })
+    }
+
+    fn leader_to_tell(&self) -> Option<NodeId> {
+        self.group.as_ref().filter(|_| matches!(self.stage, Stage::CatchingUp { .. } | Stage::Serving)).and_then(|group| group.leader())
+    }
+
+    /// Asks and tells what is due.
+    pub(super) fn report_storage(&mut self) {
+        let Some(leader) = self.leader_to_tell() else { return };
+        let now = self.now;
+        if !self.storage.losing && now >= self.storage.lose_after {
+            self.report_lost(leader);
+        }
+        if self.storage.auditing || now < self.storage.audit_after {
+            return;
+        }
+        if leader == self.id && !self.group.as_ref().is_some_and(|group| group.can_read(now, now)) {
+            self.storage.audit_failed(now);
+            return;
+        }
+        let items = self.chunks.audit_batch(now, limits::CHUNK_ITEMS_MAX);
+        if items.is_empty() {
+            return;
+        }
+        if leader == self.id {
+            let verdicts = self.namespace.verdicts(self.id, &items);
+            let check = self.instance_check();
+            return self.chunks.on_verdicts(now, &items, &verdicts, check);
+        }
+        let request = Request::Audit { items: items.clone() };
+        self.storage.auditing = self.ask(leader, request, Purpose::Audit { items }, limits::ATTEMPT_TIMEOUT);
+    }
+
+    fn report_lost(&mut self, leader: NodeId) {
+        let items = self.chunks.lost(limits::CHUNK_ITEMS_MAX);
+        if items.is_empty() {
+            return;
+        }
+        if leader == self.id {
+            match self.propose(Command::Lost { node: self.id, items: items.clone() }) {
+                Ok(()) => self.chunks.acknowledge_lost(&items),
+                Err(_) => self.storage.lost_failed(self.now),
+            }
+            return;
+        }
+        let request = Request::Lost { items: items.clone() };
+        self.storage.lose_after = self.now + limits::JOIN_RETRY;
+        self.storage.losing = self.ask(leader, request, Purpose::Lost { items }, limits::ATTEMPT_TIMEOUT);
+    }
+}
