@@ -1,0 +1,333 @@
+//! Whole programs as a user runs them: real processes, real sockets, `kill -9`.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Cluster, Mount, Options, Starting, TempDir, dfs_with, free_port, program, random_bytes, run, wait_until};
+
+const MIB: usize = 1 << 20;
+/// Operation deadline of the commands, with room for a loaded machine.
+const OPERATION_WITHIN: Duration = Duration::from_secs(20);
+
+/// Puts, lists, fetches, moves and removes on a cluster of any size.
+fn exercise(cluster: &Cluster) {
+    let small = random_bytes(1, 700);
+    let large = random_bytes(2, 5 * MIB + 333);
+    let source = cluster.temp.file("large.bin", &large);
+    cluster.dfs_ok(&["mkdir", "/dir"]);
+    cluster.dfs_input(&["put", "-", "/dir/small"], &small).ok();
+    cluster.dfs_ok(&["put", source.to_str().expect("UTF-8"), "/dir"]);
+    assert_eq!(cluster.dfs_ok(&["ls", "/dir"]), b"large.bin\nsmall\n");
+    assert!(cluster.dfs_ok(&["cat", "/dir/small"]) == small);
+    cluster.dfs_ok(&["get", "/dir/large.bin", cluster.temp.path().join("back").to_str().expect("UTF-8")]);
+    assert!(std::fs::read(cluster.temp.path().join("back")).expect("fetched") == large);
+    std::fs::create_dir(cluster.temp.path().join("into")).expect("directory");
+    cluster.dfs_ok(&["get", "/dir/small", cluster.temp.path().join("into").to_str().expect("UTF-8")]);
+    assert!(std::fs::read(cluster.temp.path().join("into/small")).expect("fetched by name") == small);
+
+    let listed = cluster.dfs_json(&["ls", "--where", "/dir"]);
+    assert_eq!(listed[0]["name"], "large.bin");
+    assert_eq!(listed[0]["size"], large.len());
+    let copies = cluster.nodes.len().min(2);
+    for run in cluster.dfs_json(&["locate", "/dir/large.bin"])["extents"].as_array().expect("extents") {
+        if run["kind"] == "chunk" {
+            assert!(run["holders"].as_array().expect("holders").len() >= copies, "{run}");
+        }
+    }
+    assert!(cluster.dfs_json(&["df"])["used"].as_u64().expect("bytes") > 0);
+
+    cluster.dfs_ok(&["mv", "/dir/small", "/moved"]);
+    assert!(String::from_utf8_lossy(&cluster.dfs_ok(&["stat", "/moved"])).contains("size   700"));
+    cluster.dfs_input(&["put", "-", "/moved"], b"shorter").ok();
+    assert_eq!(cluster.dfs_ok(&["cat", "/moved"]), b"shorter");
+    assert!(cluster.dfs(&["cat", "/dir/small"]).failed().contains("/dir/small: no such file or directory"));
+    assert!(cluster.dfs(&["rm", "/dir"]).failed().contains("rm -r"));
+    cluster.dfs_ok(&["rm", "-r", "/dir"]);
+    cluster.dfs_ok(&["rm", "/moved"]);
+    cluster.dfs_ok(&["sync"]);
+    assert!(cluster.dfs_ok(&["ls"]).is_empty());
+}
+
+#[test]
+fn one_node_serves() {
+    exercise(&Cluster::start(1));
+}
+
+#[test]
+fn three_nodes_serve_and_each_is_one_thread() {
+    let cluster = Cluster::start(3);
+    exercise(&cluster);
+    assert!(cluster.nodes.iter().all(|node| node.cluster == cluster.nodes[0].cluster));
+    for node in &cluster.nodes {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", node.pid())).expect("a running node").count();
+        assert_eq!(threads, 1, "a node is one operating-system thread");
+    }
+    let status = cluster.dfs_json(&["status"]);
+    assert_eq!(status["nodes"].as_array().expect("nodes").len(), 3);
+    assert!(status["leader"].is_string());
+    wait_until(Duration::from_secs(10), "three voters, not degraded", || {
+        let status = cluster.dfs_json(&["status"]);
+        let voters = status["nodes"].as_array().expect("nodes").iter().filter(|node| node["voter"] == true).count();
+        voters == 3 && status["degraded"].is_null()
+    });
+    assert!(String::from_utf8_lossy(&cluster.dfs_ok(&["status"])).contains("leader"));
+}
+
+#[test]
+fn unix_sockets_stand_wherever_an_address_does() {
+    let cluster = Cluster::start_with(2, Options { unix: true, ..Options::default() });
+    assert!(cluster.nodes[0].address.starts_with("unix:/"));
+    exercise(&cluster);
+}
+
+/// P3. Kills each holder of a file right after `dfs put` returned; the bytes must come from the other.
+#[test]
+fn p3_safe_means_replicated() {
+    for victim in 0..2 {
+        let mut cluster = Cluster::start(3);
+        let bytes = random_bytes(10 + victim as u64, 3 * MIB + 17);
+        wait_until(Duration::from_secs(10), "three voters", || cluster.dfs_json(&["status"])["degraded"].is_null());
+        cluster.dfs_input(&["put", "-", "/file"], &bytes).ok();
+        let holders = cluster.holders("/file");
+        assert!(holders.len() >= 2, "replicated on {holders:?}");
+        cluster.node(&holders[victim]).kill();
+        assert!(cluster.dfs_ok(&["cat", "/file"]) == bytes, "the bytes survive the death of holder {victim}");
+    }
+}
+
+/// P4. Puts go on while the leader is killed, and again while the next one is only stopped.
+#[test]
+fn p4_no_hang_when_the_leader_dies() {
+    let mut cluster = Cluster::start(4);
+    wait_until(Duration::from_secs(10), "three voters", || cluster.dfs_json(&["status"])["degraded"].is_null());
+    let leader = cluster.leader();
+    let addresses = cluster.addresses();
+    let putter = std::thread::spawn(move || {
+        for number in 0..20u64 {
+            let begun = Instant::now();
+            dfs_with(&addresses, &["put", "-", &format!("/f{number}")], Some(&random_bytes(number, 200_000))).ok();
+            assert!(begun.elapsed() < OPERATION_WITHIN, "a put took {:?}", begun.elapsed());
+        }
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    cluster.node(&leader).kill();
+    putter.join().expect("every put succeeded");
+    for number in 0..20u64 {
+        assert!(cluster.dfs_ok(&["cat", &format!("/f{number}")]) == random_bytes(number, 200_000), "/f{number}");
+    }
+
+    wait_until(Duration::from_secs(20), "a spare took the dead voter's place", || cluster.dfs_json(&["status"])["degraded"].is_null());
+    let leader = cluster.leader();
+    cluster.node(&leader).stop();
+    let begun = Instant::now();
+    cluster.dfs_input(&["put", "-", "/while-stopped"], b"still served").ok();
+    assert!(begun.elapsed() < OPERATION_WITHIN);
+    cluster.node(&leader).cont();
+    assert_eq!(cluster.dfs_ok(&["cat", "/while-stopped"]), b"still served");
+}
+
+/// P7. A full cluster says so, keeps what it has, and serves again after deletions.
+#[test]
+fn p7_honest_memory() {
+    let cluster = Cluster::start_with(2, Options { memory: "32MiB", ..Options::default() });
+    let mut stored = Vec::new();
+    let refused = loop {
+        let number = stored.len() as u64;
+        assert!(number < 64, "64 x 4 MiB on two copies do not fit into 2 x 32 MiB");
+        let path = format!("/f{number}");
+        let put = cluster.dfs_input(&["put", "-", &path], &random_bytes(number, 4 * MIB));
+        if put.code() != 0 {
+            break put;
+        }
+        stored.push(path);
+    };
+    assert!(refused.failed().contains("no space left"), "{}", refused.stderr());
+    assert!(stored.len() >= 2, "{} files of 4 MiB fit", stored.len());
+    for (number, path) in stored.iter().enumerate() {
+        assert!(cluster.dfs_ok(&["cat", path]) == random_bytes(number as u64, 4 * MIB), "{path} is intact");
+    }
+    for path in &stored {
+        cluster.dfs_ok(&["rm", path]);
+    }
+    wait_until(Duration::from_secs(15), "deleted space is free", || {
+        cluster.dfs_json(&["df"])["used"].as_u64().expect("bytes") < MIB as u64
+    });
+    let fits = cluster.dfs_input(&["put", "-", "/again"], &random_bytes(99, 4 * MIB));
+    fits.ok();
+}
+
+#[test]
+fn the_same_content_is_stored_once() {
+    let cluster = Cluster::start(2);
+    let bytes = random_bytes(5, 6 * MIB);
+    cluster.dfs_input(&["put", "-", "/one"], &bytes).ok();
+    let once = cluster.dfs_json(&["status"])["referenced_bytes"].as_u64().expect("bytes");
+    assert_eq!(once, bytes.len() as u64);
+    cluster.dfs_input(&["put", "-", "/two"], &bytes).ok();
+    assert_eq!(cluster.dfs_json(&["status"])["referenced_bytes"].as_u64(), Some(once));
+    wait_until(Duration::from_secs(10), "each node stores it once", || {
+        let status = cluster.dfs_json(&["status"]);
+        status["nodes"].as_array().expect("nodes").iter().all(|node| node["stored"].as_u64() == Some(once))
+    });
+    cluster.dfs_ok(&["rm", "/one"]);
+    assert!(cluster.dfs_ok(&["cat", "/two"]) == bytes);
+}
+
+#[test]
+fn a_node_may_join_before_the_founder_starts() {
+    let temp = TempDir::new();
+    let founder = format!("127.0.0.1:{}", free_port());
+    let own = format!("127.0.0.1:{}", free_port());
+    let join = format!("{founder},{own},127.0.0.1:1"); // The founder, itself, and nobody.
+    let joiner = Starting::spawn(&["--listen", &own, "--join", &join, "--memory", "64MiB"], &temp.path().join("joiner.log"));
+    assert!(joiner.is_ready_within(Duration::from_millis(700)).is_none(), "--join never forms a cluster");
+    let founder = Starting::spawn(&["--listen", &founder, "--memory", "64MiB"], &temp.path().join("founder.log")).ready();
+    let joiner = joiner.ready();
+    assert_eq!(joiner.cluster, founder.cluster);
+    dfs_with(&joiner.address, &["put", "-", "/a"], Some(b"through the joiner")).ok();
+    assert_eq!(dfs_with(&founder.address, &["cat", "/a"], None).ok(), b"through the joiner");
+}
+
+#[test]
+fn a_port_in_use_is_said_in_one_line() {
+    let cluster = Cluster::start(1);
+    let failed = run("dfs-node", &["--listen", &cluster.nodes[0].address, "--memory", "64MiB", "--log", "off"], None);
+    assert!(failed.failed().contains("in use"), "{}", failed.stderr());
+}
+
+#[test]
+fn logs_are_json_when_asked() {
+    let options = Options { extra: vec!["--log-format", "json"], ..Options::default() };
+    let mut cluster = Cluster::start_with(1, options);
+    let finished = cluster.dfs(&["--log", "debug", "--log-format", "json", "ls"]);
+    cluster.nodes[0].signal(libc::SIGINT);
+    cluster.nodes[0].wait(Duration::from_secs(10));
+    let node_log = cluster.nodes[0].log_text();
+    assert!(!node_log.is_empty(), "a node logs its start");
+    for line in node_log.lines().chain(finished.stderr().lines()) {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(value["level"].is_string() && value["timestamp"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_built_says_not_yet() {
+    for line in ["top", "fsck", "drain n", "can-stop n", "recover", "keygen f", "shell", "--secret-file f ls"] {
+        let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
+        assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
+    }
+    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--zone a", "--replicas 3", "--http 127.0.0.1:0", "--secret-file f"] {
+        let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
+        assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for line in ["nonsense", "put a", "ls --frm", "--nodes nowhere ls", "--op-timeout soon df", "--json mkdir /a"] {
+        let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
+        assert_eq!(finished.code(), 2, "{line}");
+        assert!(finished.output.stdout.is_empty() && !finished.stderr().is_empty(), "{line}");
+    }
+    for program in ["dfs-node", "dfs-mount"] {
+        assert_eq!(run(program, &["--nonsense"], None).code(), 2, "{program}");
+    }
+}
+
+#[test]
+fn without_a_node_the_command_says_what_to_do() {
+    let address = format!("127.0.0.1:{}", free_port());
+    let begun = Instant::now();
+    let finished = dfs_with(&address, &["--op-timeout", "1s", "ls"], None);
+    assert!(finished.failed().contains("dfs-node"), "{}", finished.stderr());
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn directories_and_missing_files_are_said_in_one_line() {
+    let cluster = Cluster::start(1);
+    let directory = cluster.temp.path().to_str().expect("UTF-8").to_string();
+    assert!(cluster.dfs(&["put", &directory, "/x"]).failed().contains("dfs-mount"));
+    assert!(cluster.dfs(&["put", "/no/such/file", "/x"]).failed().contains("no such file"));
+    assert!(cluster.dfs(&["cat", "/"]).failed().contains("directory"));
+    assert!(cluster.dfs(&["rm", "/"]).failed().contains("root"));
+    assert!(cluster.dfs(&["get", "/missing", "-"]).failed().contains("no such file"));
+    assert!(cluster.dfs(&["put", &"x".repeat(256), "/"]).failed().contains("long"));
+    assert!(cluster.dfs_ok(&["ls"]).is_empty(), "nothing half-made is left");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_quietly() {
+    let cluster = Cluster::start(1);
+    cluster.dfs_input(&["put", "-", "/big"], &random_bytes(3, 8 * MIB)).ok();
+    let mut command = Command::new(program("dfs"));
+    command.args(["--nodes", &cluster.addresses(), "cat", "/big"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("dfs starts");
+    let mut first = [0u8; 10];
+    child.stdout.take().expect("piped").read_exact(&mut first).expect("the first bytes");
+    let output = child.wait_with_output().expect("dfs ends");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(141));
+}
+
+fn resident_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("a running process");
+    text.split(' ').nth(1).expect("resident").parse::<u64>().expect("a number") * 4096
+}
+
+/// P8, as far as it is built: what is no message closes its connection and nothing else.
+#[test]
+fn p8_hostile_bytes_harm_nobody() {
+    let mut cluster = Cluster::start(1);
+    let address = cluster.nodes[0].address.clone();
+    let before = resident_bytes(cluster.nodes[0].pid());
+    for round in 0..60u64 {
+        let Ok(mut socket) = std::net::TcpStream::connect(&address) else { panic!("the node accepts") };
+        let _ = socket.set_write_timeout(Some(Duration::from_secs(5)));
+        let bytes = match round % 4 {
+            0 => random_bytes(round, 100_000),
+            1 => vec![0xff; 4096],
+            2 => b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(),
+            _ => vec![0; 3],
+        };
+        let _ = socket.write_all(&bytes); // The node may close at any byte.
+        if round % 10 == 0 {
+            cluster.dfs_input(&["put", "-", &format!("/f{round}")], &random_bytes(round, 50_000)).ok();
+        }
+    }
+    for round in (0..60u64).step_by(10) {
+        assert!(cluster.dfs_ok(&["cat", &format!("/f{round}")]) == random_bytes(round, 50_000));
+    }
+    assert!(cluster.nodes[0].is_running());
+    let grown = resident_bytes(cluster.nodes[0].pid()).saturating_sub(before);
+    assert!(grown < 64 * MIB as u64, "garbage made the node grow by {grown} bytes");
+}
+
+/// P9. Stopping the cluster and unmounting leave no file, no mount, no process.
+#[test]
+fn p9_nothing_left_behind() {
+    let mut cluster = Cluster::start_with(3, Options { unix: true, ..Options::default() });
+    let mut mount = Mount::new(&cluster);
+    std::fs::write(mount.path().join("file"), b"through the mount").expect("written");
+    assert_eq!(cluster.dfs_ok(&["cat", "/file"]), b"through the mount");
+
+    let held = std::fs::File::open(mount.path().join("file")).expect("opened");
+    let shown = mount.path().to_str().expect("UTF-8").to_string();
+    assert!(run("dfs", &["umount", &shown], None).failed().contains("in use"));
+    drop(held);
+    run("dfs", &["umount", &shown], None).ok();
+    assert!(mount.wait(Duration::from_millis(500)).success(), "the process has ended when dfs umount returns");
+    assert!(run("dfs", &["umount", &shown], None).failed().contains("not a mount point"));
+
+    cluster.dfs_ok(&["shutdown"]);
+    for node in &mut cluster.nodes {
+        assert!(node.wait(Duration::from_secs(10)).success(), "{}", node.log_text());
+    }
+    let sockets = std::fs::read_dir(cluster.temp.path()).expect("directory").flatten();
+    let left: Vec<_> = sockets.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().ends_with(".sock")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
