@@ -227,6 +227,14 @@ pub const SNAPSHOT_STALL_MAX: Duration = Duration::from_secs(3);
 pub const LEAVE_TIME_MAX: Duration = Duration::from_secs(30);
 /// What a stopping node said last is given this long to arrive.
 pub const STOP_GRACE: Duration = Duration::from_millis(200);
+/// Bytes of a mount's writes that are handed over by the kernel and not yet answered.
+pub const MOUNT_WRITE_BYTES_MAX: usize = 64 << 20;
+/// Requests that the kernel has handed over to a mount and that are not yet answered.
+pub const MOUNT_REQUESTS_MAX: usize = 2048;
+/// Background requests (readahead, asynchronous I/O) that the kernel keeps in flight towards a mount.
+pub const MOUNT_BACKGROUND_MAX: u16 = 64;
+/// Nodes inside one mount process.
+pub const EMBEDDED_NODES_MAX: usize = 64;
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
@@ -247,3 +255,4 @@ const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && 
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);

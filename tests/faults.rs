@@ -145,7 +145,9 @@ fn p7_a_full_cluster_says_so_and_deleting_makes_room() {
     assert!(fs::read(mount.path().join("kept")).unwrap() == kept, "what was stored stays intact");
     drop(filler);
     fs::remove_file(mount.path().join("filler")).unwrap();
-    wait_until(Duration::from_secs(10), "deleted space comes back", || fs::write(mount.path().join("again"), random_bytes(6, 20 << 20)).is_ok());
+    wait_until(Duration::from_secs(10), "deleted space comes back", || {
+        fs::write(mount.path().join("again"), random_bytes(6, 20 << 20)).is_ok()
+    });
 }
 
 #[test]

@@ -40,7 +40,9 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
         }
     }
     let slowest = slowest / 1_000_000;
-    println!("{count} seeds: {operations} operations, {unknown} unknown, {refused} refused, {gave_up} histories too large, slowest {slowest} ms");
+    println!(
+        "{count} seeds: {operations} operations, {unknown} unknown, {refused} refused, {gave_up} histories too large, slowest {slowest} ms"
+    );
     assert!(failures.is_empty(), "seeds {failures:?} failed");
 }
 

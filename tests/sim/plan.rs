@@ -12,16 +12,37 @@ use super::world::{Death, MILLISECOND, SECOND};
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// Kill, and start a new incarnation at the same address after a while.
-    Crash { host: usize, death: Death, back_after: u64 },
-    Pause { host: usize, length: u64 },
+    Crash {
+        host: usize,
+        death: Death,
+        back_after: u64,
+    },
+    Pause {
+        host: usize,
+        length: u64,
+    },
     /// Nothing passes from any of `from` to any of `to`; with `both` also not back.
-    Partition { from: Vec<usize>, to: Vec<usize>, both: bool, length: u64 },
+    Partition {
+        from: Vec<usize>,
+        to: Vec<usize>,
+        both: bool,
+        length: u64,
+    },
     /// Every packet of the host takes longer.
-    Slow { host: usize, by: u64, length: u64 },
+    Slow {
+        host: usize,
+        by: u64,
+        length: u64,
+    },
     /// Some connections are lost.
-    Resets { count: u64 },
+    Resets {
+        count: u64,
+    },
     /// A bit flips in some chunks of a node.
-    Corrupt { host: usize, count: u64 },
+    Corrupt {
+        host: usize,
+        count: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +117,10 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
         }
         5 => {
             let peer = all[(victim + 1) % all.len()];
-            faults.push((begins, Fault::Partition { from: vec![victim], to: vec![peer], both: random.chance(2, 3), length: random.below(9 * SECOND) }));
+            faults.push((
+                begins,
+                Fault::Partition { from: vec![victim], to: vec![peer], both: random.chance(2, 3), length: random.below(9 * SECOND) },
+            ));
         }
         6 => faults.push((begins, Fault::Corrupt { host: victim, count: 1 + random.below(5) })),
         _ => {}

@@ -162,7 +162,6 @@ impl World {
         }
     }
 
-
     pub fn pid_on(&self, host: Host) -> Option<Pid> {
         self.on_host.get(&host).copied()
     }

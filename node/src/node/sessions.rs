@@ -82,13 +82,14 @@ impl Node {
 
     /// A session's sign of life, once leadership is proven. Tells whether the session exists.
     pub(super) fn renew(&mut self, session: SessionId, answered_below: RequestNumber, uploads_from: u64, heard: Time) -> bool {
-        let Some(state) = self.namespace.session(session).copied() else { return false };
+        let Some(known) = self.namespace.session(session) else { return false };
+        let (expired, known_uploads, known_answered) = (known.state == SessionState::Expired, known.uploads_from, known.answered_below);
         let Some(leading) = &mut self.leading else { return false };
         leading.leases.renew(heard, session);
-        if state.state == SessionState::Expired {
+        if expired {
             self.pursue(Duty::Revive(session), Command::OpenSession { session });
         }
-        if uploads_from > state.uploads_from || answered_below.0 > state.answered_below {
+        if uploads_from > known_uploads || answered_below.0 > known_answered {
             self.pursue(Duty::Progress(session), Command::Progress { session, answered_below, uploads_from });
         }
         true
