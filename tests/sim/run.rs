@@ -1,12 +1,13 @@
 //! One seed from beginning to end: form a cluster, work under faults, heal, demand that everything is right.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dfs::client::{Call, Event as ClientEvent, Reply};
 use dfs::limits;
 use dfs::status::Status;
-use dfs::types::{Address, InodeId, NodeId, ROOT};
+use dfs::types::{Address, InodeId, NodeId, ROOT, SessionId};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
@@ -48,7 +49,9 @@ pub struct Run {
     working: bool,
     answers: Vec<(u64, Result<Reply, Status>)>,
     started: std::collections::BTreeMap<(Pid, u64), u64>,
-    ready: std::collections::BTreeSet<Pid>,
+    ready: BTreeSet<Pid>,
+    /// Sessions of clients that died. Their uploads are kept as long as the sessions.
+    killed_sessions: BTreeSet<SessionId>,
 }
 
 /// Tokens of calls that are not of the workload.
@@ -74,6 +77,7 @@ impl Run {
             answers: Vec::new(),
             started: Default::default(),
             ready: Default::default(),
+            killed_sessions: BTreeSet::new(),
         }
     }
 
@@ -205,7 +209,8 @@ impl Run {
 
     fn act(&mut self, actor: usize) {
         let Some(workload) = &mut self.workload else { return };
-        if !self.working {
+        // After a death an actor may have two alarms under way.
+        if !self.working || workload.is_busy(actor) {
             return;
         }
         let client = self.clients[workload.actors[actor].client];
@@ -304,6 +309,7 @@ impl Run {
 
     fn kill_client(&mut self, client: usize, back_after: u64) {
         let Some(pid) = self.clients[client].take() else { return };
+        self.killed_sessions.extend(self.world.session_of(pid));
         self.world.kill(pid, Death::Killed);
         self.started.retain(|(of, _), _| *of != pid);
         if let Some(workload) = &mut self.workload {
@@ -326,7 +332,7 @@ impl Run {
         let count = self.plan.nodes.len();
         self.run_until(30 * SECOND, "forming the cluster", |run| {
             let waiting = run.world.processes.values().find(|process| !process.ready);
-            waiting.map(|process| format!("process {} is not ready", process.pid)).or_else(|| unrest(&run.world, count))
+            waiting.map(|process| format!("process {} is not ready", process.pid)).or_else(|| unrest(&run.world, count, &BTreeSet::new()))
         });
     }
 
@@ -384,7 +390,12 @@ impl Run {
             (busy > 0).then(|| format!("{busy} calls wait"))
         });
         let count = self.plan.nodes.len();
-        self.run_until(150 * SECOND, "coming to rest", |run| unrest(&run.world, count));
+        self.run_until(150 * SECOND, "coming to rest", |run| unrest(&run.world, count, &run.killed_sessions));
+        if self.plan.seed.is_multiple_of(16) && !self.killed_sessions.is_empty() {
+            // Sooner or later dead sessions are given up, too.
+            let patience = limits::SESSION_COURTESY.as_nanos() as u64 + 150 * SECOND;
+            self.run_until(patience, "forgetting dead sessions", |run| unrest(&run.world, count, &BTreeSet::new()));
+        }
         self.checks.check_all_invariants(&self.world);
     }
 

@@ -138,6 +138,11 @@ impl Workload {
         self.actors.iter().filter(|actor| actor.doing.is_some()).count()
     }
 
+    /// Whether the actor waits for an answer.
+    pub fn is_busy(&self, actor: usize) -> bool {
+        self.actors[actor].doing.is_some()
+    }
+
     /// What the actor does next.
     pub fn next_call(&mut self, index: usize) -> (u64, Call) {
         let (doing, call) = match self.random.below(20) {

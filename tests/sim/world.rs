@@ -7,7 +7,7 @@ use dfs::limits;
 use dfs::link::{Frame, Hello, LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
-use dfs::types::Address;
+use dfs::types::{Address, SessionId};
 use dfs::wire::message::{Body, Request};
 use dfs::wire::{codec, handshake};
 use dfs_node::node::{Node, NodeConfig};
@@ -162,6 +162,11 @@ impl World {
         }
     }
 
+
+    /// The session of a client.
+    pub fn session_of(&self, pid: Pid) -> Option<SessionId> {
+        self.processes.get(&pid)?.session
+    }
 
     pub fn pid_on(&self, host: Host) -> Option<Pid> {
         self.on_host.get(&host).copied()
