@@ -8,5 +8,5 @@ pub mod plan;
 pub mod process;
 pub mod run;
 pub mod scripts;
-pub mod world;
 pub mod workload;
+pub mod world;

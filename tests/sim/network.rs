@@ -101,8 +101,7 @@ impl Network {
         self.next += 1;
         let incoming = LinkId(LinkId::INCOMING | self.next_incoming);
         self.next_incoming += 1;
-        let end =
-            |pid, host, link| End { pid, host, link, state: EndState::Opening, last_arrival: 0, stalled: VecDeque::new() };
+        let end = |pid, host, link| End { pid, host, link, state: EndState::Opening, last_arrival: 0, stalled: VecDeque::new() };
         let ends = [end(dialler.0, dialler.1, dialler.2), end(accepter.0, accepter.1, incoming)];
         self.links.insert((dialler.0, dialler.2), (id, 0));
         self.links.insert((accepter.0, incoming), (id, 1));

@@ -16,7 +16,10 @@ pub enum Wish {
     Identity(Hello),
     NodeReady,
     NodeStopped(String),
-    Done { token: u64, result: Result<Reply, Status> },
+    Done {
+        token: u64,
+        result: Result<Reply, Status>,
+    },
     Client(Event),
 }
 
@@ -55,10 +58,7 @@ impl Clock {
 
     pub fn wall(&self, now: u64) -> Timestamp {
         let nanos = now + self.base % 1_000_000_000;
-        Timestamp {
-            seconds: 1_700_000_000 + self.wall_seconds + (nanos / 1_000_000_000) as i64,
-            nanos: (nanos % 1_000_000_000) as u32,
-        }
+        Timestamp { seconds: 1_700_000_000 + self.wall_seconds + (nanos / 1_000_000_000) as i64, nanos: (nanos % 1_000_000_000) as u32 }
     }
 }
 

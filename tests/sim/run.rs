@@ -1,7 +1,7 @@
 //! One seed from beginning to end: form a cluster, work under faults, heal, demand that everything is right.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use dfs::client::{Call, Event as ClientEvent, Reply};
@@ -13,7 +13,7 @@ use dfs_node::node::{NodeConfig, Sabotage, Start};
 
 use super::checks::{Checks, unrest};
 use super::network::{Host, Pid};
-use super::plan::{Fault, Plan};
+use super::plan::{Fault, LEADER, Plan};
 use super::workload::{Ground, REGISTERS, Stats, Workload, create};
 use super::world::{Death, MILLISECOND, News, SECOND, World};
 
@@ -48,8 +48,10 @@ pub struct Run {
     /// Whether actors begin new work.
     working: bool,
     answers: Vec<(u64, Result<Reply, Status>)>,
-    started: std::collections::BTreeMap<(Pid, u64), u64>,
+    started: BTreeMap<(Pid, u64), u64>,
     ready: BTreeSet<Pid>,
+    /// When processes that were stopped went on.
+    slept: BTreeMap<Pid, u64>,
     /// Sessions of clients that died. Their uploads are kept as long as the sessions.
     killed_sessions: BTreeSet<SessionId>,
 }
@@ -77,6 +79,7 @@ impl Run {
             answers: Vec::new(),
             started: Default::default(),
             ready: Default::default(),
+            slept: BTreeMap::new(),
             killed_sessions: BTreeSet::new(),
         }
     }
@@ -187,7 +190,12 @@ impl Run {
             return self.answers.push((token, result));
         }
         let Some(workload) = &mut self.workload else { return };
-        workload.stats.slowest_ns = workload.stats.slowest_ns.max(took);
+        // A call that its own process slept through may take longer.
+        if self.slept.get(&client).is_none_or(|woke| *woke < began) {
+            workload.stats.slowest_ns = workload.stats.slowest_ns.max(took);
+            let limit = limits::OP_TIMEOUT.as_nanos() as u64 + SECOND;
+            assert!(took <= limit, "call {token} of {client} took {} ms: {result:?}", took / MILLISECOND);
+        }
         if let Some(actor) = workload.on_answer(token, result) {
             let pause = self.world.random.below(200 * MILLISECOND);
             self.alarm(pause, Alarm::Act(actor));
@@ -201,7 +209,10 @@ impl Run {
                 self.begin(fault);
             }
             Alarm::End(fault) => self.end(&fault),
-            Alarm::Resume(pid) => self.world.resume(pid),
+            Alarm::Resume(pid) => {
+                self.slept.insert(pid, self.world.now);
+                self.world.resume(pid);
+            }
             Alarm::Restart(host) => self.restart(host),
             Alarm::Act(actor) => self.act(actor),
         }
@@ -225,7 +236,30 @@ impl Run {
         self.world.submit(pid, token, call);
     }
 
+    /// The host of the leader of the highest term; of some node where nobody leads.
+    fn leader_host(&self) -> Host {
+        let leaders = self.world.processes.values().filter_map(|process| Some((process.as_node()?.leads()?, process.host)));
+        leaders.max().map_or(0, |(_, host)| host)
+    }
+
+    /// Puts the leader's host in its place.
+    fn resolve(&self, fault: Fault) -> Fault {
+        let leader = self.leader_host();
+        let one = |host: Host| if host == LEADER { leader } else { host };
+        let many = |hosts: Vec<Host>| hosts.into_iter().map(one).collect::<Vec<_>>();
+        match fault {
+            Fault::Crash { host, death, back_after } => Fault::Crash { host: one(host), death, back_after },
+            Fault::Pause { host, length } => Fault::Pause { host: one(host), length },
+            Fault::Partition { from, to, both, length } => Fault::Partition { from: many(from), to: many(to), both, length },
+            Fault::Slow { host, by, length } => Fault::Slow { host: one(host), by, length },
+            Fault::Resets { count } => Fault::Resets { count },
+            Fault::Mute { host, towards, length, stop } => Fault::Mute { host: one(host), towards, length, stop },
+            Fault::Corrupt { host, count } => Fault::Corrupt { host: one(host), count },
+        }
+    }
+
     fn begin(&mut self, fault: Fault) {
+        let fault = self.resolve(fault);
         if self.world.log {
             eprintln!("{:>13} FAULT {fault:?}", self.world.now);
         }
@@ -253,6 +287,10 @@ impl Run {
             }
             Fault::Slow { host, by, length } => {
                 self.world.network.slow.insert(*host, *by);
+                self.alarm(*length, Alarm::End(fault.clone()));
+            }
+            Fault::Mute { host, towards, length, .. } => {
+                towards.iter().for_each(|to| self.world.block(*host, *to));
                 self.alarm(*length, Alarm::End(fault.clone()));
             }
             Fault::Resets { count } => {
@@ -290,6 +328,16 @@ impl Run {
                 }
             }
             Fault::Slow { host, .. } => _ = self.world.network.slow.remove(host),
+            Fault::Mute { host, towards, stop, .. } => {
+                match stop {
+                    Some(length) => self.begin(Fault::Pause { host: *host, length: *length }),
+                    None => self.begin(Fault::Crash { host: *host, death: Death::Silent, back_after: SECOND }),
+                }
+                for to in towards {
+                    self.world.lose_held_up(*host, *to);
+                    self.world.unblock(*host, *to);
+                }
+            }
             _ => {}
         }
     }
@@ -428,9 +476,10 @@ impl Run {
 }
 
 fn pairs(from: &[Host], to: &[Host], both: bool) -> Vec<(Host, Host)> {
+    // Nobody is cut off from itself.
     let there = from.iter().flat_map(|&from| to.iter().map(move |&to| (from, to)));
     let back = from.iter().flat_map(|&from| to.iter().map(move |&to| (to, from))).filter(|_| both);
-    there.chain(back).collect()
+    there.chain(back).filter(|(from, to)| from != to).collect()
 }
 
 thread_local! {
