@@ -7,6 +7,7 @@ use dfs_node::node::Sabotage;
 use sim::plan::Plan;
 use sim::run::{Run, caught, run_seed};
 use sim::scripts::upload_races_deletion;
+use sim::workload::Stats;
 
 /// Seeds that every `cargo test` runs.
 const FIXED_SEEDS: u64 = 60;
@@ -18,7 +19,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
-    let (mut count, mut operations, mut unknown, mut refused, mut gave_up, mut slowest) = (0, 0, 0, 0, 0, 0);
+    let (mut count, mut total, mut deaths) = (0, Stats::default(), 0);
     let mut failures = Vec::new();
     for seed in seeds {
         match run_seed(seed, None) {
@@ -27,11 +28,8 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
                     println!("seed {seed}: {report:?}");
                 }
                 count += 1;
-                operations += report.stats.operations;
-                unknown += report.stats.unknown;
-                refused += report.stats.refused;
-                gave_up += report.stats.gave_up;
-                slowest = slowest.max(report.stats.slowest_ns);
+                total.add(&report.stats);
+                deaths += report.declared_dead;
             }
             Err(why) => {
                 println!("DFS_SEED={seed} cargo test --test simulation one_seed -- --nocapture   # {why:.2000}");
@@ -39,10 +37,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
             }
         }
     }
-    let slowest = slowest / 1_000_000;
-    println!(
-        "{count} seeds: {operations} operations, {unknown} unknown, {refused} refused, {gave_up} histories too large, slowest {slowest} ms"
-    );
+    println!("{count} seeds, {deaths} incarnations declared dead: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed");
 }
 

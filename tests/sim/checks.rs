@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs::cluster_map::MemberState;
-use dfs::types::{ChunkHash, Instance, NodeId, Term};
+use dfs::types::{ChunkHash, Instance, NodeId, SessionId, Term};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
@@ -55,8 +55,8 @@ impl Checks {
     }
 }
 
-/// Why the cluster is not at rest yet; `None` when it is.
-pub fn unrest(world: &World, expected_nodes: usize) -> Option<String> {
+/// Why the cluster is not at rest yet; `None` when it is. Uploads of dead sessions may linger.
+pub fn unrest(world: &World, expected_nodes: usize, dead_sessions: &BTreeSet<SessionId>) -> Option<String> {
     let nodes: Vec<&Node> = world.nodes().map(|(_, node)| node).collect();
     let leaders: Vec<&&Node> = nodes.iter().filter(|node| node.leads().is_some()).collect();
     let [leader] = leaders[..] else { return Some(format!("{} leaders", leaders.len())) };
@@ -77,11 +77,11 @@ pub fn unrest(world: &World, expected_nodes: usize) -> Option<String> {
     if voters.len() != 3 || !voters.is_subset(&ids) {
         return Some(format!("voters are {voters:?} of {ids:?}"));
     }
-    unrest_of_chunks(leader, &nodes)
+    unrest_of_chunks(leader, &nodes, dead_sessions)
 }
 
 /// Referenced bytes are where the namespace says, and nothing else is anywhere.
-fn unrest_of_chunks(leader: &Node, nodes: &[&Node]) -> Option<String> {
+fn unrest_of_chunks(leader: &Node, nodes: &[&Node], dead_sessions: &BTreeSet<SessionId>) -> Option<String> {
     let records: Vec<ChunkPlace> = leader.namespace().chunk_places().collect();
     let by_id: BTreeMap<NodeId, &Node> = nodes.iter().map(|node| (node.id(), *node)).collect();
     let mut wanted: BTreeMap<NodeId, BTreeSet<(ChunkHash, Instance)>> = BTreeMap::new();
@@ -98,7 +98,7 @@ fn unrest_of_chunks(leader: &Node, nodes: &[&Node]) -> Option<String> {
         if let Some(missing) = wanted.difference(&held).next() {
             return Some(format!("{id} should hold {missing:?} and does not ({} of {} held)", held.len(), wanted.len()));
         }
-        if let Some(garbage) = held.difference(&wanted).next() {
+        if let Some(garbage) = held.difference(&wanted).find(|(_, instance)| !dead_sessions.contains(&instance.session)) {
             return Some(format!("{id} holds {garbage:?}, which is garbage ({} held, {} wanted)", held.len(), wanted.len()));
         }
     }

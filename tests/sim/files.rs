@@ -57,11 +57,6 @@ impl File {
         }
     }
 
-    /// It failed without an effect.
-    pub fn revert(&mut self) {
-        self.versions.pop_back();
-    }
-
     /// A reader begins; it must see this version or a newer one.
     pub fn reader_begins(&mut self) -> u64 {
         *self.readers.entry(self.completed).or_default() += 1;

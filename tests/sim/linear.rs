@@ -32,7 +32,7 @@ pub enum Finding {
 }
 
 const STATES_MAX: usize = 400_000;
-const WORDS: usize = 6;
+const WORDS: usize = 8;
 type Set = [u64; WORDS];
 
 /// Searches for an order.

@@ -8,6 +8,9 @@ use dfs::random::Random;
 use super::network::Speed;
 use super::world::{Death, MILLISECOND, SECOND};
 
+/// Stands for the host of whoever leads when the fault begins.
+pub const LEADER: usize = usize::MAX;
+
 /// One disturbance. Nodes are named by their index in the plan, `clients` follow behind them as hosts.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -37,6 +40,14 @@ pub enum Fault {
     /// Some connections are lost.
     Resets {
         count: u64,
+    },
+    /// Nothing leaves the host towards the others for a while; then it is killed, or stopped for `stop`, and what was held up is lost.
+    /// So are answers to requests that were carried out.
+    Mute {
+        host: usize,
+        towards: Vec<usize>,
+        length: u64,
+        stop: Option<u64>,
     },
     /// A bit flips in some chunks of a node.
     Corrupt {
@@ -98,14 +109,19 @@ impl Plan {
 
 fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();
-    let victim = random.below(nodes.len() as u64) as usize;
+    let victim = if random.chance(1, 2) { LEADER } else { random.below(nodes.len() as u64) as usize };
     let all: Vec<usize> = (0..nodes.len()).collect();
     let hosts = nodes.len() + clients;
     let when = |random: &mut Random| SECOND + random.below(length * 2 / 3);
     // The one that may last.
     let begins = when(random);
     let others: Vec<usize> = (0..hosts).filter(|&host| host != victim).collect();
-    match random.below(8) {
+    let client_hosts: Vec<usize> = (nodes.len()..hosts).collect();
+    match random.below(10) {
+        8 | 9 => {
+            let length = 20 * MILLISECOND + random.below(900 * MILLISECOND);
+            faults.push((begins, Fault::Mute { host: LEADER, towards: client_hosts.clone(), length, stop: None }));
+        }
         0..=2 => {
             let death = if random.chance(1, 2) { Death::Killed } else { Death::Silent };
             faults.push((begins, Fault::Crash { host: victim, death, back_after: random.below(6 * SECOND) }));
@@ -116,7 +132,7 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
             faults.push((begins, Fault::Partition { from, to, both: random.chance(1, 2), length: random.below(9 * SECOND) }));
         }
         5 => {
-            let peer = all[(victim + 1) % all.len()];
+            let peer = all[(victim.wrapping_add(1)) % all.len()];
             faults.push((
                 begins,
                 Fault::Partition { from: vec![victim], to: vec![peer], both: random.chance(2, 3), length: random.below(9 * SECOND) },
@@ -131,7 +147,21 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
         at += random.below(2500 * MILLISECOND);
         let brief = 50 * MILLISECOND + random.below(900 * MILLISECOND);
         let host = random.below(hosts as u64) as usize;
-        let fault = match random.below(7) {
+        // Long enough for another leader, too short to be declared dead by it.
+        let deposing = 1000 * MILLISECOND + random.below(1500 * MILLISECOND);
+        let fault = match random.below(10) {
+            7 => Fault::Pause { host: LEADER, length: deposing },
+            8 => {
+                // With some clients on its side.
+                let rest = (0..hosts).filter(|&host| host < nodes.len() || random.chance(2, 3)).collect();
+                Fault::Partition { from: vec![LEADER], to: rest, both: random.chance(3, 4), length: deposing }
+            }
+            9 => Fault::Mute {
+                host: LEADER,
+                towards: client_hosts.clone(),
+                length: 20 * MILLISECOND + random.below(500 * MILLISECOND),
+                stop: Some(deposing),
+            },
             0 => Fault::Pause { host: random.below(nodes.len() as u64) as usize, length: brief },
             1 | 2 => {
                 let rest = (0..hosts).filter(|&other| other != host).collect();
@@ -142,13 +172,13 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
             _ => Fault::Resets { count: 1 + random.below(4) },
         };
         faults.push((at, fault));
-        at += brief + 1200 * MILLISECOND;
+        at += deposing + 1700 * MILLISECOND;
     }
     // Clients may be stopped, cut off and killed as long as anyone likes.
     for client in 0..clients {
         if random.chance(1, 3) {
             let host = nodes.len() + client;
-            let length = random.below(7 * SECOND);
+            let length = random.below(14 * SECOND);
             let fault = match random.below(4) {
                 0 => Fault::Pause { host, length },
                 1 => Fault::Partition { from: vec![host], to: all.clone(), both: random.chance(1, 2), length },

@@ -68,6 +68,8 @@ pub struct Process {
     pub host: Host,
     pub machine: Machine,
     pub clock: Clock,
+    /// A client's.
+    pub session: Option<SessionId>,
     pub identity: Option<Hello>,
     pub ready: bool,
     /// When the world will call `on_deadline`; `u64::MAX` for never.
@@ -84,11 +86,11 @@ impl Process {
 
     pub fn client(pid: Pid, host: Host, clock: Clock, now: u64, nodes: Vec<Address>, session: u64, seed: u64) -> Self {
         let core = Core::new(Config::new(nodes, SessionId(session)), clock.local(now), seed);
-        Process::new(pid, host, clock, Machine::Client(Box::new(core)))
+        Process { session: Some(SessionId(session)), ..Process::new(pid, host, clock, Machine::Client(Box::new(core))) }
     }
 
     fn new(pid: Pid, host: Host, clock: Clock, machine: Machine) -> Self {
-        Process { pid, host, machine, clock, identity: None, ready: false, wake_at: u64::MAX, turns: (0, 0) }
+        Process { pid, host, machine, clock, session: None, identity: None, ready: false, wake_at: u64::MAX, turns: (0, 0) }
     }
 
     pub fn feed(&mut self, now: u64, event: LinkEvent) {

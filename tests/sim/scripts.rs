@@ -1,5 +1,7 @@
 //! Scripted scenarios: races too narrow to be left to chance.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use dfs::client::{Call, Reply};
@@ -67,7 +69,7 @@ pub fn upload_races_deletion(plan: Plan) {
         }
     }
     let count = run.plan.nodes.len();
-    run.run_until(60 * SECOND, "collecting the garbage", |run| unrest(&run.world, count));
+    run.run_until(60 * SECOND, "collecting the garbage", |run| unrest(&run.world, count, &BTreeSet::new()));
     let stored: u64 = run.world.nodes().map(|(_, node)| node.chunks().usage().stored).sum();
     assert_eq!(stored, 0, "everything was deleted");
 }

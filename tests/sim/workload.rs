@@ -65,9 +65,21 @@ enum Appended {
 pub struct Stats {
     pub operations: u64,
     pub unknown: u64,
+    pub no_space: u64,
     pub refused: u64,
     pub gave_up: u64,
     pub slowest_ns: u64,
+}
+
+impl Stats {
+    pub fn add(&mut self, other: &Stats) {
+        self.operations += other.operations;
+        self.unknown += other.unknown;
+        self.no_space += other.no_space;
+        self.refused += other.refused;
+        self.gave_up += other.gave_up;
+        self.slowest_ns = self.slowest_ns.max(other.slowest_ns);
+    }
 }
 
 pub struct Workload {
@@ -138,13 +150,18 @@ impl Workload {
         self.actors.iter().filter(|actor| actor.doing.is_some()).count()
     }
 
+    /// Whether the actor waits for an answer.
+    pub fn is_busy(&self, actor: usize) -> bool {
+        self.actors[actor].doing.is_some()
+    }
+
     /// What the actor does next.
     pub fn next_call(&mut self, index: usize) -> (u64, Call) {
         let (doing, call) = match self.random.below(20) {
             0..=6 => self.own_file(index),
             7..=9 => self.read_some_file().unwrap_or_else(|| self.own_file(index)),
-            10..=12 => self.register(),
-            13..=16 => self.name(),
+            10..=13 => self.register(),
+            14..=16 => self.name(),
             17 => self.append(),
             18 => self.read_log(),
             _ => self.link(),
@@ -300,8 +317,12 @@ impl Workload {
         let (_, doing) = self.actors[index].doing.take().expect("found above");
         self.stats.operations += 1;
         if let Err(status) = &result {
-            let count = if is_certain(*status) { &mut self.stats.refused } else { &mut self.stats.unknown };
-            *count += 1;
+            let stats = &mut self.stats;
+            match status {
+                Status::NoSpace => stats.no_space += 1,
+                status if is_certain(*status) => stats.refused += 1,
+                _ => stats.unknown += 1,
+            }
         }
         self.settle(index, doing, result);
         Some(index)

@@ -7,7 +7,7 @@ use dfs::limits;
 use dfs::link::{Frame, Hello, LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
-use dfs::types::Address;
+use dfs::types::{Address, SessionId};
 use dfs::wire::message::{Body, Request};
 use dfs::wire::{codec, handshake};
 use dfs_node::node::{Node, NodeConfig};
@@ -162,6 +162,11 @@ impl World {
         }
     }
 
+    /// The session of a client.
+    pub fn session_of(&self, pid: Pid) -> Option<SessionId> {
+        self.processes.get(&pid)?.session
+    }
+
     pub fn pid_on(&self, host: Host) -> Option<Pid> {
         self.on_host.get(&host).copied()
     }
@@ -218,6 +223,16 @@ impl World {
             for arrival in std::mem::take(&mut connection.ends[end].stalled) {
                 self.send(id, end, arrival, 0);
             }
+        }
+    }
+
+    /// What a partition holds up on the way from one host to the other never arrives: the connections are lost.
+    pub fn lose_held_up(&mut self, from: Host, to: Host) {
+        for (id, end) in self.network.stalled_between(from, to) {
+            if let Some(connection) = self.network.connections.get_mut(&id) {
+                connection.ends[end].stalled.clear();
+            }
+            self.reset(id);
         }
     }
 
