@@ -119,7 +119,7 @@ impl Core {
         let range = ByteRange { offset: slot.saturating_mul(limits::SLOT_BYTES), length: limits::SLOT_BYTES };
         let deadline = now + self.config.op_timeout;
         let read = ReadJob::new(ino, range, Purpose::Fold { slot, waiter });
-        let job = self.add_job(None, deadline, Work::Read(read), false);
+        let job = self.add_job(None, deadline, Work::Read(Box::new(read)), false);
         self.ask_layout(now, job, None);
         true
     }

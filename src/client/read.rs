@@ -99,7 +99,7 @@ impl Core {
         let known = self.layouts.find(ino, range);
         read.sequential = self.layouts.note_read(ino, range);
         let sequential = read.sequential;
-        let job = self.add_job(Some(token), deadline, Work::Read(read), false);
+        let job = self.add_job(Some(token), deadline, Work::Read(Box::new(read)), false);
         if range.length > limits::CLIENT_READ_BYTES_MAX || range.end() > limits::FILE_BYTES_MAX {
             return self.finish(now, job, Err(Status::InvalidArgument));
         }
@@ -112,7 +112,7 @@ impl Core {
 
     pub(super) fn start_locate(&mut self, now: Time, token: u64, ino: InodeId, range: ByteRange) {
         let deadline = now + self.config.op_timeout;
-        let job = self.add_job(Some(token), deadline, Work::Read(ReadJob::new(ino, range, Purpose::Locate)), false);
+        let job = self.add_job(Some(token), deadline, Work::Read(Box::new(ReadJob::new(ino, range, Purpose::Locate))), false);
         self.ask_layout(now, job, None);
     }
 
