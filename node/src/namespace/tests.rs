@@ -563,7 +563,9 @@ fn figures_of_a_million_empty_files() {
         println!("{what} {:.2} us", begin.elapsed().as_secs_f64() * 1e6 / 1e5);
     };
     let ino = world.create(ROOT, "appended", NewKind::File).unwrap().ino;
-    per_op(&mut world, "append 100 bytes inline", &mut |world, _| drop(world.write(ino, WriteAt::End, &[1; 100]).unwrap()));
+    per_op(&mut world, "append 100 bytes inline", &mut |world, _| {
+        world.write(ino, WriteAt::End, &[1; 100]).unwrap();
+    });
     let ino = world.create(ROOT, "large", NewKind::File).unwrap().ino;
     per_op(&mut world, "write a new chunk of a large file", &mut |world, index| {
         let mut claim = claim(1, index + 1, &[1, 2]);
