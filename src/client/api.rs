@@ -400,9 +400,12 @@ impl Drop for Client {
             let _ = pending.0.recv_timeout(limits::ATTEMPT_TIMEOUT);
         }
         if let Some(thread) = self.thread.take() {
-            let (sender, _) = bounded(0);
-            let _ = self.handle.send(Input { call: Call::EndSession, answer: sender });
-            let _ = thread.join();
+            // A second time: do not wait for the answer.
+            let (answer, _) = bounded(1);
+            let told = self.handle.send_waiting(Input { call: Call::EndSession, answer });
+            if told.is_err() || thread.join().is_err() {
+                tracing::debug!("the client's thread had ended before");
+            }
         }
     }
 }
@@ -460,8 +463,11 @@ impl ClientMachine {
             match output {
                 Output::Link(action) => self.actions.push_back(action),
                 Output::Done { token, result } => {
-                    // Who asked may have gone.
-                    let _ = self.waiting.remove(&token).map(|answer| answer.try_send(result));
+                    self.done |= self.ending == Some(token);
+                    if let Some(answer) = self.waiting.remove(&token) {
+                        // Who asked may have gone.
+                        let _ = answer.try_send(result);
+                    }
                 }
                 Output::Event(event) => self.on_event(event),
             }
@@ -515,7 +521,7 @@ mod tests {
         assert_eq!(names("/a//b/./c/"), Ok(vec!["a".into(), "b".into(), "c".into()]));
         assert_eq!(names("/"), Ok(vec![]));
         assert_eq!(names("/a/../b"), Err(Status::InvalidArgument));
-        assert_eq!(random_id() == random_id(), false);
+        assert_ne!(random_id(), random_id());
     }
 
     #[test]

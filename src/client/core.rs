@@ -455,6 +455,10 @@ impl Core {
             }
             LinksOutput::Failed { ticket, failure } => {
                 self.want_epoch(now, failure.epoch);
+                if failure.status == Status::WrongNode {
+                    // Another incarnation lives there: the map is about to say so, or says so already.
+                    self.refresh_map(now);
+                }
                 match self.tickets.remove(&ticket) {
                     Some(Purpose::Probe(address)) => self.on_probe(now, address, Err(failure)),
                     Some(Purpose::Ask(id)) => self.on_ask_failure(now, id, failure),
@@ -464,7 +468,10 @@ impl Core {
                 }
             }
             LinksOutput::Noticed { notice: Notice::Map(map), .. } => self.adopt_map(now, map),
-            LinksOutput::Noticed { notice: Notice::Stop, .. } => self.output(Output::Event(Event::Stopping)),
+            LinksOutput::Noticed { notice: Notice::Stop, .. } => {
+                self.on_stop(now);
+                self.output(Output::Event(Event::Stopping));
+            }
             LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
         }
     }
@@ -517,10 +524,10 @@ impl Core {
     }
 
     fn on_flush_progress(&mut self, now: Time, id: u64) {
-        if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get(&id) {
-            if waits_for.is_empty() {
-                self.finish(now, id, Ok(Reply::Done));
-            }
+        if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get(&id)
+            && waits_for.is_empty()
+        {
+            self.finish(now, id, Ok(Reply::Done));
         }
     }
 

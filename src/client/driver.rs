@@ -151,3 +151,60 @@ fn drain<M: Machine>(machine: &mut M, net: &mut Net) {
         net.act(action);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Client, Options};
+    use crate::cluster_map::ClusterMap;
+    use crate::link::{Frame, Hello, Lane, Role};
+    use crate::types::{Address, ClusterId, Epoch, NodeId, Term};
+    use crate::wire::message::{Body, Request, Response};
+    use crate::wire::namespace::{Answer, Space};
+
+    /// Answers what a node would on the control lane, until told to stop.
+    fn serve(mut net: Net, stop: Arc<AtomicBool>) {
+        let map = ClusterMap { cluster: ClusterId(3), epoch: Epoch(1), replicas: 1, voters: vec![NodeId(8)], ..ClusterMap::default() };
+        let mut events = Vec::new();
+        while !stop.load(Ordering::SeqCst) {
+            net.poll(Some(Duration::from_millis(20)), &mut events).unwrap();
+            for event in events.drain(..) {
+                let LinkEvent::Received { link, frame } = event else { continue };
+                let Body::Request(request) = frame.body else { continue };
+                let response = match request {
+                    Request::Map { .. } => Response::Map(Some(map.clone())),
+                    Request::Renew { .. } => Response::Renewed { term: Term(1), epoch: Epoch(1) },
+                    Request::Query(_) => {
+                        let answer = Answer::Space(Space { capacity: 42, ..Space::default() });
+                        Response::Answered { answer, term: Term(1), epoch: Epoch(1) }
+                    }
+                    _ => Response::Done,
+                };
+                let body = Body::Response(Ok(response));
+                net.act(LinkAction::Send { link, frame: Frame { request: frame.request, body, payload: bytes::Bytes::new() } });
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_talks_over_real_sockets_and_ends_in_order() {
+        let mut net = Net::new().unwrap();
+        let address = net.listen(&Address::Tcp { host: "127.0.0.1".into(), port: 0 }).unwrap();
+        net.set_identity(Hello { cluster: ClusterId(3), role: Role::Node, sender: 8, lane: Lane::Control, expect: None });
+        let stop = Arc::new(AtomicBool::new(false));
+        let node = std::thread::spawn({
+            let stop = stop.clone();
+            move || serve(net, stop)
+        });
+        let client = Client::connect(&[address], Options::default()).unwrap();
+        let begun = clock::now();
+        for _ in 0..100 {
+            assert_eq!(client.space().unwrap().capacity, 42);
+        }
+        assert!(clock::now().since(begun) < Duration::from_secs(2), "the loop sleeps over its calls");
+        client.sync().unwrap();
+        drop(client);
+        stop.store(true, Ordering::SeqCst);
+        node.join().unwrap();
+    }
+}

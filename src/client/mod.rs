@@ -15,6 +15,8 @@ mod layout;
 mod read;
 mod router;
 mod session;
+#[cfg(test)]
+mod tests;
 mod upload;
 mod write;
 

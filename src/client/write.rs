@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Attributes, ChunkHash, InodeId, Instance, NodeId};
+use crate::types::{ChunkHash, InodeId, Instance, NodeId};
 use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 
@@ -78,7 +78,6 @@ pub(super) struct WriteJob {
     retries: u32,
     /// Where the first patch went.
     offset: Option<u64>,
-    attributes: Option<Attributes>,
     pub(super) bytes_charged: usize,
 }
 
@@ -194,7 +193,6 @@ impl Core {
         write.retries = 0;
         if let Replied::Written { offset, attributes } = replied {
             let offset = *write.offset.get_or_insert(offset);
-            write.attributes = Some(attributes);
             let (ino, done) = (write.ino, write.batches.is_empty());
             self.folds.note_written(ino, offset, &batch.patches, attributes.size);
             if done {
@@ -337,7 +335,7 @@ impl Core {
 
 impl WriteJob {
     fn new(ino: InodeId, kind: Kind, batches: VecDeque<Batch>) -> Self {
-        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, attributes: None, bytes_charged: 0 }
+        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, bytes_charged: 0 }
     }
 }
 
