@@ -210,7 +210,11 @@ fn mount_by_helper(point: &Path, options: &MountOptions) -> Result<OwnedFd, Stri
     let _ = child.wait();
     connection.map_err(|_| {
         let complaint = complaint.lines().next().unwrap_or("it gave no reason").trim().trim_start_matches("fusermount3: ").to_string();
-        let hint = if complaint.contains("user_allow_other") { "; leave -o allow_other out, or set user_allow_other there" } else { "" };
+        let hint = match &complaint {
+            complaint if complaint.contains("user_allow_other") => "; leave -o allow_other out, or set user_allow_other there",
+            complaint if complaint.contains(DEVICE) => "; let users open it (as root: chmod 666 /dev/fuse), or mount as root",
+            _ => "",
+        };
         format!("cannot mount on {} without root: {complaint}{hint}", point.display())
     })
 }
