@@ -43,8 +43,9 @@ pub enum Unmounted {
 /// Checks that a file system can be mounted there, and answers the absolute path.
 pub fn check_point(point: &Path) -> Result<PathBuf, String> {
     let shown = point.display();
-    let path = match fs::canonicalize(point) {
-        Ok(path) => path,
+    let looked = fs::canonicalize(point).and_then(|path| fs::metadata(&path).map(|metadata| (path, metadata)));
+    let (path, metadata) = match looked {
+        Ok(found) => found,
         Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
             return Err(format!(
                 "{shown}: a mount whose process is gone is still there; remove it with: fusermount3 -u {shown} (or umount -l {shown})"
@@ -55,7 +56,6 @@ pub fn check_point(point: &Path) -> Result<PathBuf, String> {
         }
         Err(error) => return Err(format!("{shown}: {}; choose a directory you can reach", text(&error))),
     };
-    let metadata = fs::metadata(&path).map_err(|error| format!("{shown}: {}", text(&error)))?;
     if !metadata.is_dir() {
         return Err(format!("{shown}: not a directory; a mount point has to be one"));
     }
@@ -210,7 +210,11 @@ fn mount_by_helper(point: &Path, options: &MountOptions) -> Result<OwnedFd, Stri
     let _ = child.wait();
     connection.map_err(|_| {
         let complaint = complaint.lines().next().unwrap_or("it gave no reason").trim().trim_start_matches("fusermount3: ").to_string();
-        let hint = if complaint.contains("user_allow_other") { "; leave -o allow_other out, or set user_allow_other there" } else { "" };
+        let hint = match &complaint {
+            complaint if complaint.contains("user_allow_other") => "; leave -o allow_other out, or set user_allow_other there",
+            complaint if complaint.contains(DEVICE) => "; let users open it (as root: chmod 666 /dev/fuse), or mount as root",
+            _ => "",
+        };
         format!("cannot mount on {} without root: {complaint}{hint}", point.display())
     })
 }

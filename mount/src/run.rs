@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use dfs::client::{self, driver};
 use dfs::cluster_map::ClusterMap;
 use dfs::limits;
@@ -102,10 +102,12 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
             (embedded.addresses().to_vec(), Some(embedded))
         }
     };
-    let (server, server_thread) = start_server(args, &nodes)?;
+    let (alive, server_ended) = bounded(1);
+    let (server, server_thread) = start_server(args, &nodes, alive)?;
     let mut running = Running {
         server,
         server_thread: Some(server_thread),
+        server_ended,
         embedded,
         joined: false,
         mounted: None,
@@ -117,14 +119,14 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
     done
 }
 
-fn start_server(args: &Args, nodes: &[Address]) -> Result<(driver::Handle<Input>, JoinHandle<()>), String> {
+fn start_server(args: &Args, nodes: &[Address], alive: Sender<()>) -> Result<(driver::Handle<Input>, JoinHandle<()>), String> {
     let options = Options { read_only: args.options.read_only };
     let mut random = Random::new(system_seed().map_err(|error| format!("the system gives no random numbers: {error}"))?);
     let mut config = client::Config::new(nodes.to_vec(), SessionId(random.next_id()));
     config.op_timeout = args.op_timeout;
     config.cache_bytes = args.cache as usize;
     let fs = Fs::new(config, options, clock::now(), random.next());
-    driver::spawn("dfs-loop", Server::new(fs)).map_err(|error| format!("cannot start the network thread: {error}"))
+    driver::spawn("dfs-loop", Server::new(fs, alive)).map_err(|error| format!("cannot start the network thread: {error}"))
 }
 
 fn system_seed() -> std::io::Result<u64> {
@@ -141,6 +143,8 @@ fn system_seed() -> std::io::Result<u64> {
 struct Running {
     server: driver::Handle<Input>,
     server_thread: Option<JoinHandle<()>>,
+    /// Closed when the loop thread ends.
+    server_ended: Receiver<()>,
     embedded: Option<Embedded>,
     /// Whether the cluster has answered; without that there is no session to end.
     joined: bool,
@@ -168,6 +172,7 @@ impl Running {
         let ended = self.mounted.as_ref().map(|mounted| mounted.ended.clone()).expect("it was mounted just now");
         select! {
             recv(ended) -> _ => tracing::info!("unmounted"),
+            recv(self.server_ended) -> _ => return Err("the network thread ended by a fault; unmounted".into()),
             recv(self.signals) -> signal => {
                 tracing::info!(?signal, "ending");
                 self.flush();

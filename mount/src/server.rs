@@ -37,12 +37,14 @@ pub struct Server {
     own: BTreeMap<u64, Sender<OwnResult>>,
     next_token: u64,
     stopped: bool,
+    /// Never used: that it is dropped tells the main thread that this one has ended, whatever the reason.
+    _alive: Sender<()>,
 }
 
 impl Server {
-    /// Nothing in flight.
-    pub fn new(fs: Fs) -> Self {
-        Server { fs, slots: BTreeMap::new(), own: BTreeMap::new(), next_token: 1, stopped: false }
+    /// Nothing in flight. `alive` is dropped when the machine is.
+    pub fn new(fs: Fs, alive: Sender<()>) -> Self {
+        Server { fs, slots: BTreeMap::new(), own: BTreeMap::new(), next_token: 1, stopped: false, _alive: alive }
     }
 
     fn token(&mut self) -> u64 {
