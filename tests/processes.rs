@@ -120,7 +120,13 @@ fn p4_no_hang_when_the_leader_dies() {
         assert!(cluster.dfs_ok(&["cat", &format!("/f{number}")]) == random_bytes(number, 200_000), "/f{number}");
     }
 
-    wait_until(Duration::from_secs(20), "a spare took the dead voter's place", || cluster.dfs_json(&["status"])["degraded"].is_null());
+    let is_dead = |status: &serde_json::Value| {
+        status["nodes"].as_array().expect("nodes").iter().any(|node| node["node"] == leader.as_str() && node["state"] == "dead")
+    };
+    wait_until(Duration::from_secs(20), "a spare took the dead voter's place", || {
+        let status = cluster.dfs_json(&["status"]);
+        is_dead(&status) && status["degraded"].is_null()
+    });
     // The new voters show as soon as the joint change begins; until it is left, the dead one still counts.
     std::thread::sleep(Duration::from_secs(2));
     let leader = cluster.leader();
