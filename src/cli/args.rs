@@ -32,7 +32,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = args::parse_duration)]
     pub op_timeout: Duration,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
-    #[arg(long, global = true, value_name = "LEVEL", default_value = "warn")]
+    #[arg(long, global = true, value_name = "LEVEL", default_value = "error")]
     pub log: String,
     /// How log lines look: text or json
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
