@@ -3,6 +3,7 @@
 //! This library is what nodes, mounts and the command line share: types, wire protocol, placement, the client core and its blocking API.
 
 pub mod args;
+pub mod capacity;
 pub mod chunk_tree;
 pub mod client;
 pub mod cluster_map;

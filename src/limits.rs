@@ -127,6 +127,8 @@ pub const SESSION_COURTESY: Duration = Duration::from_secs(600);
 pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client turns to another node after this long without an answer.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// A client asks nodes that are full again for so long before it reports "no space": what was deleted is dropped within it.
+pub const FULL_PATIENCE: Duration = Duration::from_millis(3000);
 /// A deleted chunk stays readable this long for readers on their way.
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
 /// A client without a leader asks again after this long, at first and at most.

@@ -14,7 +14,6 @@ mod reads;
 mod report;
 mod requests;
 mod sessions;
-mod space;
 mod storage;
 mod transfer;
 

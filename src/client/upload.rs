@@ -39,6 +39,8 @@ pub(super) struct Upload {
     retry_at: Time,
     deadline: Time,
     pub(super) started: bool,
+    /// Until then nodes that say "full" are asked again.
+    full_until: Time,
 }
 
 /// What became of an upload.
@@ -73,6 +75,7 @@ impl Core {
             retry_at: now,
             deadline: Time::NEVER,
             started: false,
+            full_until: Time::NEVER,
         };
         self.uploads.insert(id, upload);
         self.uploads_waiting.push_back(id);
@@ -93,6 +96,7 @@ impl Core {
             self.uploads_waiting.pop_front();
             upload.started = true;
             upload.deadline = now + self.config.op_timeout;
+            upload.full_until = now + limits::FULL_PATIENCE;
             self.upload_bytes += length;
             self.advance_upload(now, id);
         }
@@ -153,7 +157,8 @@ impl Core {
             return self.end_upload(now, id, Err(status));
         }
         if upload.pending.is_empty() && now >= upload.retry_at {
-            if upload.full && !upload.unreachable {
+            // Nodes drop what was deleted a moment after it counts as free, so full is believed only when it lasts.
+            if upload.full && !upload.unreachable && now >= upload.full_until {
                 return self.end_upload(now, id, Err(Status::NoSpace));
             }
             // Everyone was asked in vain: once more from the first, after a pause.

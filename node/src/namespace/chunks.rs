@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use dfs::capacity::chunk_charge;
 use dfs::cluster_map::ClusterMap;
 use dfs::limits;
 use dfs::status::Status;
@@ -118,6 +119,24 @@ impl Namespace {
             if living_holders(&self.header.map, recorded, &claim.receipts).len() < needed {
                 return Err(Status::MissingReceipts);
             }
+        }
+        self.check_capacity(claims, references)
+    }
+
+    /// Whether what the operation adds still fits; what it frees counts. Errors: `NoSpace`.
+    fn check_capacity(&self, claims: &Claims, references: &References) -> Result<(), Status> {
+        let (mut added, mut freed) = (0, 0);
+        for (hash, &change) in references {
+            match (self.store.chunk(hash), claims.get(hash)) {
+                (None, Some(claim)) if change > 0 => added += chunk_charge(u64::from(claim.length)),
+                (Some(chunk), _) if chunk.references as i64 + change == 0 => freed += chunk_charge(u64::from(chunk.length)),
+                _ => {}
+            }
+        }
+        // The namespace lies in the same memory on every voter.
+        let usage = self.store.usage();
+        if added > freed && usage.charged_bytes + usage.namespace_bytes + (added - freed) > self.capacity {
+            return Err(Status::NoSpace);
         }
         Ok(())
     }

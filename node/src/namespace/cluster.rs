@@ -94,6 +94,7 @@ impl Namespace {
 
     fn advance_epoch(&mut self) {
         self.header.map.epoch = Epoch(self.header.map.epoch.0 + 1);
+        self.capacity = dfs::capacity::capacity(&self.header.map);
         if self.effects.last() != Some(&Effect::MapChanged) {
             self.effects.push(Effect::MapChanged);
         }

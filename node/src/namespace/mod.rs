@@ -66,6 +66,8 @@ pub struct Namespace {
     store: Store,
     effects: Vec<Effect>,
     outgoing: Option<snapshot::Outgoing>,
+    /// Derived from the map: what chunks may be charged for in all.
+    capacity: u64,
 }
 
 impl Namespace {
@@ -87,7 +89,8 @@ impl Namespace {
     }
 
     fn of_header(header: Header) -> Self {
-        Namespace { header, store: Store::default(), effects: Vec::new(), outgoing: None }
+        let capacity = dfs::capacity::capacity(&header.map);
+        Namespace { header, store: Store::default(), effects: Vec::new(), outgoing: None, capacity }
     }
 
     /// Applies the entry at `index`, which must be beyond all applied before.
@@ -154,6 +157,11 @@ impl Namespace {
         self.store.update_inode(ROOT, |root| {
             (root.atime, root.mtime, root.ctime) = (now.into(), now.into(), now.into());
         });
+    }
+
+    /// What chunks may be charged for in all, one copy each, in bytes: beyond it writes are refused.
+    pub fn capacity(&self) -> u64 {
+        self.capacity
     }
 
     /// The cluster map.

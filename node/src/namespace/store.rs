@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
+use dfs::capacity::chunk_charge;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
 
 use super::chunks::ChunkRecord;
@@ -54,6 +55,8 @@ pub struct Usage {
     /// Bytes of all referenced chunks, once each.
     pub referenced_bytes: u64,
     pub referenced_chunks: u64,
+    /// Memory that one copy of all referenced chunks is charged for on nodes.
+    pub charged_bytes: u64,
     /// Memory that all records take, about; inline content included.
     pub namespace_bytes: u64,
     /// File content kept in the namespace itself.
@@ -130,7 +133,10 @@ impl Record {
         match self {
             Record::Inode(_) => usage.inodes = 1,
             Record::Slot(slot) => usage.inline_bytes = slot.inline_bytes(),
-            Record::Chunk(chunk) => (usage.referenced_chunks, usage.referenced_bytes) = (1, u64::from(chunk.length)),
+            Record::Chunk(chunk) => {
+                let length = u64::from(chunk.length);
+                (usage.referenced_chunks, usage.referenced_bytes, usage.charged_bytes) = (1, length, chunk_charge(length));
+            }
             _ => {}
         }
         usage
@@ -142,6 +148,7 @@ impl Usage {
         self.inodes += other.inodes;
         self.referenced_bytes += other.referenced_bytes;
         self.referenced_chunks += other.referenced_chunks;
+        self.charged_bytes += other.charged_bytes;
         self.namespace_bytes += other.namespace_bytes;
         self.inline_bytes += other.inline_bytes;
     }
@@ -150,6 +157,7 @@ impl Usage {
         self.inodes -= other.inodes;
         self.referenced_bytes -= other.referenced_bytes;
         self.referenced_chunks -= other.referenced_chunks;
+        self.charged_bytes -= other.charged_bytes;
         self.namespace_bytes -= other.namespace_bytes;
         self.inline_bytes -= other.inline_bytes;
     }

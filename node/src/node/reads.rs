@@ -9,9 +9,9 @@ use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId};
 use dfs::wire::message::Response;
-use dfs::wire::namespace::{Answer, Query};
+use dfs::wire::namespace::{Answer, Query, Space};
 
-use super::{Asker, Node, Sabotage, space};
+use super::{Asker, Node, Sabotage};
 
 /// What is asked.
 #[derive(Debug)]
@@ -45,6 +45,9 @@ impl Reads {
         self.pending.drain(..).map(|pending| pending.asker).collect()
     }
 }
+
+/// Metadata that one more inode is expected to take, for the count of free inodes.
+const INODE_BYTES_TYPICAL: u64 = 512;
 
 impl Node {
     /// Queues a read, if this node leads.
@@ -134,11 +137,18 @@ impl Node {
         self.namespace.attributes(ino).map(Answer::Attributes)
     }
 
-    fn space(&self) -> dfs::wire::namespace::Space {
+    fn space(&self) -> Space {
         let usage = self.namespace.usage();
-        let free = self.namespace.limits().namespace_bytes_max.saturating_sub(usage.namespace_bytes);
-        let used = usage.referenced_bytes.saturating_add(usage.inline_bytes);
-        space::space(&self.map, |node| self.stored_on(node), used, usage.inodes, free)
+        let namespace_free = self.namespace.limits().namespace_bytes_max.saturating_sub(usage.namespace_bytes);
+        // What is deleted counts as free at once, although nodes take a moment to drop it: writers wait for that, see the client's uploads.
+        let (capacity, used) = (self.namespace.capacity(), usage.charged_bytes + usage.namespace_bytes);
+        Space {
+            capacity: capacity.max(used),
+            used,
+            available: capacity.saturating_sub(used),
+            inodes: usage.inodes,
+            inodes_available: namespace_free / INODE_BYTES_TYPICAL,
+        }
     }
 
     /// Bytes stored on a node, as far as known.

@@ -137,7 +137,8 @@ impl Group {
             max_inflight_msgs: limits::RAFT_INFLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            skip_bcast_commit: false,
+            // Followers answer no reads, so they may learn of a commit with the next entry or heartbeat: two messages less for each entry.
+            skip_bcast_commit: true,
             batch_append: true,
             max_uncommitted_size: limits::RAFT_UNCOMMITTED_BYTES_MAX as u64,
             max_committed_size_per_ready: limits::RAFT_MESSAGE_BYTES_MAX as u64,

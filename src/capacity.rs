@@ -1,14 +1,17 @@
-//! How much the cluster can still store: what `statfs` shows. Pure arithmetic over rooms.
+//! How much fits into a cluster: pure arithmetic over the rooms that its nodes lend.
+//!
+//! One formula serves `df`, the refusal of writes with "no space", and the nodes' own budgets, so that they agree.
 
-use dfs::cluster_map::ClusterMap;
-use dfs::types::NodeId;
-use dfs::wire::namespace::Space;
+use crate::cluster_map::ClusterMap;
+use crate::limits;
 
-/// Metadata that one more inode is expected to take, for `statfs`'s count of free inodes.
-const INODE_BYTES_TYPICAL: u64 = 512;
+/// Memory that a node is charged for one upload of a chunk of that length: its bytes, its group hashes, its place in the tables.
+pub fn chunk_charge(length: u64) -> u64 {
+    length + length.div_ceil(limits::VERIFY_GROUP_BYTES as u64) * 32 + limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES
+}
 
 /// The largest amount that fits `copies` times into rooms, no two copies of anything in one room.
-pub(super) fn fitting(rooms: &[u64], copies: u64) -> u64 {
+pub fn fitting(rooms: &[u64], copies: u64) -> u64 {
     if copies == 0 || (rooms.len() as u64) < copies {
         return 0;
     }
@@ -29,7 +32,12 @@ pub(super) fn fitting(rooms: &[u64], copies: u64) -> u64 {
     low
 }
 
-/// What survives the loss of the largest node, or of none while there are no more than replicas.
+/// What the cluster holds after replication and can still hold when its largest node is lost (or all that fits, while there are no
+/// more nodes than replicas).
+pub fn capacity(map: &ClusterMap) -> u64 {
+    capacity_of(map.storage_nodes().map(|member| member.memory).collect(), map.replicas)
+}
+
 fn capacity_of(mut rooms: Vec<u64>, replicas: u8) -> u64 {
     rooms.sort_unstable();
     let copies = (replicas as usize).min(rooms.len());
@@ -37,17 +45,6 @@ fn capacity_of(mut rooms: Vec<u64>, replicas: u8) -> u64 {
         rooms.pop();
     }
     fitting(&rooms, copies as u64)
-}
-
-/// Sizes after replication. `stored`: what a node is known to store.
-pub(super) fn space(map: &ClusterMap, stored: impl Fn(NodeId) -> u64, used: u64, inodes: u64, namespace_free: u64) -> Space {
-    let rooms: Vec<u64> = map.storage_nodes().map(|member| member.memory).collect();
-    let free: Vec<u64> = map.storage_nodes().map(|member| member.memory.saturating_sub(stored(member.id))).collect();
-    let capacity = capacity_of(rooms, map.replicas).max(used);
-    // Deletions take a moment to reach the nodes; what is deleted counts as free only where it is free, or writes would be refused.
-    let free_now = fitting(&free, map.receipts_needed() as u64);
-    let available = (capacity - used).min(free_now);
-    Space { capacity, used, available, inodes, inodes_available: namespace_free / INODE_BYTES_TYPICAL }
 }
 
 #[cfg(test)]
