@@ -95,6 +95,8 @@ pub const REDIAL_DELAY_MAX: Duration = Duration::from_millis(500);
 pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
+/// Connections of one thread, in any state.
+pub const CONNECTIONS_MAX: usize = 8192;
 /// Time for a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for one frame to arrive once begun, counted anew on progress.

@@ -8,6 +8,7 @@ macro_rules! statuses {
     ($($name:ident = $number:literal, $errno:ident, $text:literal;)*) => {
         /// Why a request failed. Numbers are stable: they travel, and scripts may rely on them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(into = "u16", try_from = "u16")]
         #[repr(u16)]
         pub enum Status {
             $(#[doc = $text] $name = $number,)*
@@ -84,6 +85,20 @@ statuses! {
     Conflict = 58, EIO, "the state named by the request has moved";
     TooOld = 59, EIO, "a duplicate of a request whose outcome is already forgotten";
     Internal = 60, EIO, "internal error";
+}
+
+impl From<Status> for u16 {
+    fn from(status: Status) -> u16 {
+        status.number()
+    }
+}
+
+impl TryFrom<u16> for Status {
+    type Error = &'static str;
+
+    fn try_from(number: u16) -> Result<Status, Self::Error> {
+        Status::ALL.iter().copied().find(|status| status.number() == number).ok_or("no status has that number")
+    }
 }
 
 impl Status {
