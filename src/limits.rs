@@ -36,6 +36,8 @@ pub const FOLD_EXTENTS_MIN: usize = 8;
 pub const FOLD_INLINE_BYTES_MIN: usize = 64 << 10;
 /// Inline bytes in one answer about a file's layout.
 pub const EXTENTS_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Uploads of one session that were live and deleted while the session might still name them.
+pub const SPENT_UPLOADS_MAX: usize = 1024;
 /// Ended sessions, and replaced nodes, whose ids are remembered so that a late message cannot bring them back.
 pub const ENDED_IDS_MAX: usize = 1024;
 /// Largest record in a namespace snapshot: a slot full of inline bytes, or a cluster map full of members.
