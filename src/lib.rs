@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod chunk_tree;
+pub mod client;
 pub mod cluster_map;
 pub mod limits;
 pub mod link;
@@ -15,3 +16,5 @@ pub mod status;
 pub mod time;
 pub mod types;
 pub mod wire;
+
+pub use client::Client;

@@ -129,6 +129,38 @@ pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// A deleted chunk stays readable this long for readers on their way.
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
+/// A client without a leader asks again after this long, at first and at most.
+pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(10);
+pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(200);
+/// Chunk cache of a client, default.
+pub const CLIENT_CACHE_BYTES_DEFAULT: usize = 256 << 20;
+/// Unanswered calls of one client.
+pub const CLIENT_CALLS_MAX: usize = 8192;
+/// Bytes of unanswered writes of one client.
+pub const CLIENT_WRITE_BYTES_MAX: usize = 256 << 20;
+/// Bytes of chunks that one client has on their way to nodes.
+pub const CLIENT_UPLOAD_BYTES_MAX: usize = 16 << 20;
+/// Bytes on their way to a client beyond which it reads nothing ahead.
+pub const CLIENT_READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
+/// Chunks that a sequential reader is ahead.
+pub const CLIENT_READ_AHEAD_CHUNKS: u64 = 4;
+/// Longest read in one call.
+pub const CLIENT_READ_BYTES_MAX: u64 = 64 << 20;
+/// Files whose layout a client remembers.
+pub const CLIENT_LAYOUTS_MAX: usize = 1024;
+/// Uploads whose hash a client remembers, to link instead of sending them again.
+pub const CLIENT_UPLOADS_REMEMBERED: usize = 4096;
+/// Slots for which a client counts its small writes, and slots that wait to be folded by it.
+pub const CLIENT_FOLDS_MAX: usize = 4096;
+/// A client folds a slot after this many separate small writes, or this many bytes of them.
+pub const FOLD_AFTER_WRITES: u32 = 64;
+pub const FOLD_AFTER_BYTES: u64 = 256 << 10;
+/// Most chunks that one write commits.
+pub const WRITE_CHUNKS_MAX: usize = 16;
+/// Run of zeros that a large write turns into a hole.
+pub const HOLE_BYTES_MIN: usize = 64 << 10;
+/// Extents that one answer of `locate` lists.
+pub const LOCATE_EXTENTS_MAX: usize = 1 << 18;
 /// Memory that a chunk is charged for beside its bytes: map entries, the allocator's rounding.
 pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
 /// Memory that each upload of a chunk is charged for.
@@ -215,3 +247,5 @@ const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
+const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);

@@ -1,0 +1,631 @@
+//! The core itself: takes calls, hands each to its room, ends every one of them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::cluster_map::ClusterMap;
+use crate::limits;
+use crate::link::{LinkEvent, Role};
+use crate::links::{Links, LinksOutput, Peer, Ticket};
+use crate::placement::PlacementTable;
+use crate::random::Random;
+use crate::status::Status;
+use crate::time::Time;
+use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term};
+use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
+use crate::wire::namespace::{Op, Query, Replied};
+
+use super::asks::{Ask, Owner, Target};
+use super::cache::ChunkCache;
+use super::fetch::Fetch;
+use super::fold::FoldBook;
+use super::layout::Layouts;
+use super::read::ReadJob;
+use super::router::Router;
+use super::session::Session;
+use super::upload::{Upload, Uploaded};
+use super::write::WriteJob;
+use super::{Call, Config, Counters, Event, Output, Reply};
+
+/// Where the core stands with its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Looking for a node that knows the cluster.
+    Finding,
+    /// Opening the session.
+    Opening,
+    Ready,
+    /// Nothing works any more, for this reason.
+    Over(Status),
+}
+
+/// What a link ticket was for.
+#[derive(Clone, Debug)]
+pub(super) enum Purpose {
+    Probe(Address),
+    Ask(u64),
+    Fetch(u64),
+    Upload(u64),
+    /// Nobody waits (a report of bad bytes).
+    Told,
+}
+
+/// One alarm per thing that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Alarm {
+    Probe,
+    Open,
+    Renew,
+    Map,
+    Ask(u64),
+    Fetch(u64),
+    Upload(u64),
+    Job(u64),
+}
+
+/// A call in progress, or work of the core's own.
+pub(super) enum Work {
+    /// One request, one answer.
+    Pass {
+        held: Option<HeldChange>,
+    },
+    Status {
+        first: Option<Box<StatusReport>>,
+    },
+    Read(Box<ReadJob>),
+    Write(Box<WriteJob>),
+    Flush {
+        waits_for: BTreeSet<u64>,
+    },
+    EndSession,
+}
+
+/// What an answered request means for the inodes held.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum HeldChange {
+    /// A create that holds what it made, begun in that term.
+    Created(Term),
+    Held(InodeId, Term),
+    Released(InodeId),
+}
+
+pub(super) struct Job {
+    /// `None` for work of the core's own.
+    pub(super) token: Option<u64>,
+    pub(super) deadline: Time,
+    pub(super) work: Work,
+    /// Whether a flush waits for it.
+    pub(super) changes: bool,
+}
+
+/// Something that one room finished and another waits for; handled in turn rather than by recursion.
+pub(super) enum Internal {
+    Asked(Owner, Result<Response, Status>),
+    Fetched { job: u64, hash: ChunkHash, offset: u64, result: Result<Bytes, Status> },
+    Uploaded { job: u64, uploaded: Uploaded },
+    MapSettled { job: u64 },
+    Folded { job: u64 },
+}
+
+/// What the core knows of a node's responsiveness on the bulk lane.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct NodeLoad {
+    pub(super) outstanding: u64,
+    pub(super) answered: Time,
+    /// Others are preferred until then.
+    pub(super) suspect_until: Time,
+}
+
+/// The client core.
+pub struct Core {
+    pub(super) config: Config,
+    pub(super) random: Random,
+    pub(super) phase: Phase,
+    pub(super) links: Links,
+    pub(super) router: Router,
+    pub(super) session: Session,
+    pub(super) map: Option<ClusterMap>,
+    /// Newest epoch heard of.
+    pub(super) epoch_wanted: Epoch,
+    pub(super) map_asked: bool,
+    pub(super) map_waiters: Vec<u64>,
+    pub(super) placement: PlacementTable,
+    pub(super) tickets: BTreeMap<Ticket, Purpose>,
+    pub(super) asks: BTreeMap<u64, Ask>,
+    /// Operations beyond the session's window, in order.
+    pub(super) ops_waiting: VecDeque<u64>,
+    pub(super) reclaiming: bool,
+    /// What is being reclaimed was overtaken by a new hold: tell all again.
+    pub(super) reclaim_stale: bool,
+    pub(super) fetches: BTreeMap<u64, Fetch>,
+    pub(super) uploads: BTreeMap<u64, Upload>,
+    pub(super) uploads_waiting: VecDeque<u64>,
+    pub(super) upload_bytes: usize,
+    /// Hashes that this client put lately, oldest first.
+    pub(super) put_lately: (BTreeSet<ChunkHash>, VecDeque<ChunkHash>),
+    pub(super) loads: BTreeMap<NodeId, NodeLoad>,
+    pub(super) cache: ChunkCache,
+    pub(super) layouts: Layouts,
+    pub(super) folds: FoldBook,
+    pub(super) jobs: BTreeMap<u64, Job>,
+    /// Those of the jobs that are flushes.
+    flushes: BTreeSet<u64>,
+    pub(super) write_bytes: usize,
+    pub(super) next_id: u64,
+    alarms: BTreeSet<(Time, Alarm)>,
+    armed: BTreeMap<Alarm, Time>,
+    pub(super) internal: VecDeque<Internal>,
+    outputs: VecDeque<Output>,
+    pub(super) counters: Counters,
+}
+
+impl Core {
+    /// A core that begins to look for its cluster at once.
+    pub fn new(config: Config, now: Time, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let links = Links::new(Role::Client, config.session.0, random.fork());
+        let mut core = Core {
+            router: Router::new(config.nodes.clone()),
+            session: Session::new(config.session),
+            cache: ChunkCache::new(config.cache_bytes),
+            random,
+            phase: Phase::Finding,
+            links,
+            map: None,
+            epoch_wanted: Epoch(0),
+            map_asked: false,
+            map_waiters: Vec::new(),
+            placement: PlacementTable::new(),
+            tickets: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            ops_waiting: VecDeque::new(),
+            reclaiming: false,
+            reclaim_stale: false,
+            fetches: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            uploads_waiting: VecDeque::new(),
+            upload_bytes: 0,
+            put_lately: Default::default(),
+            loads: BTreeMap::new(),
+            layouts: Layouts::new(),
+            folds: FoldBook::new(),
+            jobs: BTreeMap::new(),
+            flushes: BTreeSet::new(),
+            write_bytes: 0,
+            next_id: 1,
+            alarms: BTreeSet::new(),
+            armed: BTreeMap::new(),
+            internal: VecDeque::new(),
+            outputs: VecDeque::new(),
+            counters: Counters::default(),
+            config,
+        };
+        core.probe(now);
+        core.pump(now);
+        core
+    }
+
+    /// Begins a call; `Output::Done` with the token follows exactly once. Tokens are the caller's.
+    pub fn submit(&mut self, now: Time, token: u64, call: Call) {
+        if let Phase::Over(status) = self.phase {
+            return self.output(Output::Done { token, result: Err(status) });
+        }
+        if self.jobs.len() >= limits::CLIENT_CALLS_MAX {
+            return self.output(Output::Done { token, result: Err(Status::Busy) });
+        }
+        let deadline = now + self.config.op_timeout;
+        match call {
+            Call::Op(op) => self.start_op(now, token, op),
+            Call::Query(query) => self.start_query(now, token, query),
+            Call::Read { ino, range } => self.start_read(now, token, ino, range),
+            Call::Locate { ino, range } => self.start_locate(now, token, ino, range),
+            Call::Write { ino, at, bytes, kill_privileges } => self.start_write(now, token, ino, at, bytes, kill_privileges),
+            Call::Map => {
+                let known = Epoch(0);
+                self.start_pass(now, token, Request::Map { known }, Target::Leader, None);
+            }
+            Call::Status(address) => {
+                let target = address.map_or(Target::Leader, |address| Target::Node(Peer { address, node: None }));
+                let job = self.add_job(Some(token), deadline, Work::Status { first: None }, false);
+                self.ask(now, Request::Status, target, Owner::Job(job), self.config.op_timeout);
+            }
+            Call::Flush => {
+                let waits_for: BTreeSet<u64> = self.jobs.iter().filter(|(_, job)| job.changes).map(|(id, _)| *id).collect();
+                let job = self.add_job(Some(token), Time::NEVER, Work::Flush { waits_for }, false);
+                self.flushes.insert(job);
+                self.on_flush_progress(now, job);
+            }
+            Call::EndSession => {
+                let job = self.add_job(Some(token), deadline, Work::EndSession, false);
+                self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
+            }
+            Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
+        }
+        self.pump(now);
+    }
+
+    /// Takes an event of a link that this core dialled.
+    pub fn on_link(&mut self, now: Time, event: LinkEvent) {
+        self.links.on_event(now, event);
+        self.pump(now);
+    }
+
+    /// Does what is due.
+    pub fn on_deadline(&mut self, now: Time) {
+        self.links.on_deadline(now);
+        while let Some(&(at, alarm)) = self.alarms.first() {
+            if at > now {
+                break;
+            }
+            self.disarm(alarm);
+            match alarm {
+                Alarm::Probe => self.probe(now),
+                Alarm::Open => self.open_session(now),
+                Alarm::Renew => self.renew(now),
+                Alarm::Map => self.refresh_map(now),
+                Alarm::Ask(id) => self.on_ask_alarm(now, id),
+                Alarm::Fetch(id) => self.on_fetch_alarm(now, id),
+                Alarm::Upload(id) => self.advance_upload(now, id),
+                Alarm::Job(id) => self.on_job_alarm(now, id),
+            }
+        }
+        self.pump(now);
+    }
+
+    /// When [`Core::on_deadline`] has something to do.
+    pub fn next_deadline(&self) -> Time {
+        let own = self.alarms.first().map_or(Time::NEVER, |&(at, _)| at);
+        own.min(self.links.next_deadline())
+    }
+
+    /// The next output.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if let Some(action) = self.links.poll_action() {
+            return Some(Output::Link(action));
+        }
+        self.outputs.pop_front()
+    }
+
+    /// What was sent and received so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The cluster, once found.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.map.as_ref().map(|map| map.cluster)
+    }
+
+    /// The cluster map, once known.
+    pub fn map(&self) -> Option<&ClusterMap> {
+        self.map.as_ref()
+    }
+
+    /// Calls not answered yet.
+    pub fn calls(&self) -> usize {
+        self.jobs.values().filter(|job| job.token.is_some()).count()
+    }
+
+    /// Asserts what must hold between inputs.
+    pub fn check_invariants(&self) {
+        self.links.check_invariants();
+        self.cache.check_invariants();
+        assert_eq!(self.alarms.len(), self.armed.len());
+        assert!(self.internal.is_empty());
+        let in_flight: usize = self.uploads.values().filter(|upload| upload.started).map(|upload| upload.bytes.len()).sum();
+        assert_eq!(in_flight, self.upload_bytes);
+        let outstanding: u64 = self.loads.values().map(|load| load.outstanding).sum();
+        let fetching: u64 = self.fetches.values().map(Fetch::outstanding).sum();
+        let putting: u64 = self.uploads.values().map(Upload::outstanding).sum();
+        assert_eq!(outstanding, fetching + putting);
+        if !matches!(self.phase, Phase::Over(_)) {
+            let writes: usize =
+                self.jobs.values().map(|job| if let Work::Write(write) = &job.work { write.bytes_charged } else { 0 }).sum();
+            assert_eq!(writes, self.write_bytes);
+        }
+    }
+
+    pub(super) fn output(&mut self, output: Output) {
+        self.outputs.push_back(output);
+    }
+
+    pub(super) fn arm(&mut self, at: Time, alarm: Alarm) {
+        if let Some(before) = self.armed.insert(alarm, at) {
+            self.alarms.remove(&(before, alarm));
+        }
+        self.alarms.insert((at, alarm));
+    }
+
+    pub(super) fn disarm(&mut self, alarm: Alarm) {
+        if let Some(at) = self.armed.remove(&alarm) {
+            self.alarms.remove(&(at, alarm));
+        }
+    }
+
+    pub(super) fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Delay before attempt `attempt`, doubled each time and jittered.
+    pub(super) fn backoff(&mut self, attempt: u32) -> Duration {
+        let timing = &self.config.timing;
+        let full = timing.backoff_min.saturating_mul(1 << attempt.min(10)).min(timing.backoff_max);
+        full / 2 + Duration::from_nanos(self.random.below(full.as_nanos() as u64 / 2 + 1))
+    }
+
+    pub(super) fn send(&mut self, now: Time, to: &Peer, request: Request, payload: Bytes, timeout: Duration, purpose: Purpose) -> Ticket {
+        match request {
+            Request::Renew { .. } => self.counters.renewals += 1,
+            Request::Put { .. } | Request::LinkChunk { .. } | Request::Get { .. } | Request::Suspect { .. } => {
+                self.counters.bulk_requests += 1;
+                self.counters.bulk_bytes_sent += payload.len() as u64;
+            }
+            _ => self.counters.control_requests += 1,
+        }
+        let ticket = self.links.request(now, to, request, payload, timeout);
+        self.tickets.insert(ticket, purpose);
+        ticket
+    }
+
+    pub(super) fn add_job(&mut self, token: Option<u64>, deadline: Time, work: Work, changes: bool) -> u64 {
+        let id = self.fresh_id();
+        self.jobs.insert(id, Job { token, deadline, work, changes });
+        id
+    }
+
+    /// Ends a job: its result goes out, and flushes that waited for it go on.
+    pub(super) fn finish(&mut self, now: Time, id: u64, result: Result<Reply, Status>) {
+        let Some(job) = self.jobs.remove(&id) else { return };
+        self.disarm(Alarm::Job(id));
+        self.flushes.remove(&id);
+        self.abandon_work(now, id, job.work, result.is_ok());
+        if let Some(token) = job.token {
+            self.output(Output::Done { token, result });
+        }
+        if job.changes {
+            for flush in self.flushes.clone() {
+                if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get_mut(&flush) {
+                    waits_for.remove(&id);
+                }
+                self.on_flush_progress(now, flush);
+            }
+        }
+    }
+
+    /// The core can do nothing any more: every call ends.
+    pub(super) fn end(&mut self, now: Time, status: Status, event: Option<Event>) {
+        if matches!(self.phase, Phase::Over(_)) {
+            return;
+        }
+        self.phase = Phase::Over(status);
+        for (ticket, _) in std::mem::take(&mut self.tickets) {
+            self.links.cancel(ticket);
+        }
+        for id in self.asks.keys().copied().collect::<Vec<_>>() {
+            self.disarm(Alarm::Ask(id));
+        }
+        self.asks.clear();
+        self.ops_waiting.clear();
+        for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map] {
+            self.disarm(alarm);
+        }
+        self.internal.clear();
+        for id in self.jobs.keys().copied().collect::<Vec<_>>() {
+            self.finish(now, id, Err(status));
+        }
+        for id in self.fetches.keys().copied().collect::<Vec<_>>() {
+            self.drop_fetch(id);
+        }
+        self.internal.clear();
+        if let Some(event) = event {
+            self.output(Output::Event(event));
+        }
+    }
+
+    pub(super) fn peer(&self, node: NodeId) -> Option<Peer> {
+        let map = self.map.as_ref()?;
+        let member = map.member(node)?;
+        map.is_living(node).then(|| Peer { address: member.address.clone(), node: Some(node) })
+    }
+
+    /// Works until nothing is left to do without new input.
+    fn pump(&mut self, now: Time) {
+        loop {
+            if let Some(output) = self.links.poll_output() {
+                self.on_links(now, output);
+            } else if let Some(internal) = self.internal.pop_front() {
+                self.on_internal(now, internal);
+            } else if !self.start_fold(now) {
+                break;
+            }
+        }
+    }
+
+    fn on_links(&mut self, now: Time, output: LinksOutput) {
+        match output {
+            LinksOutput::Answered { ticket, from, response, payload } => {
+                self.counters.bulk_bytes_received += payload.len() as u64;
+                match self.tickets.remove(&ticket) {
+                    Some(Purpose::Probe(address)) => self.on_probe(now, address, Ok(response)),
+                    Some(Purpose::Ask(id)) => self.on_ask_answer(now, id, response),
+                    Some(Purpose::Fetch(id)) => self.on_fetch_answer(now, id, ticket, from, response, payload),
+                    Some(Purpose::Upload(id)) => self.on_upload_answer(now, id, ticket, Ok(response)),
+                    Some(Purpose::Told) | None => {}
+                }
+            }
+            LinksOutput::Failed { ticket, failure } => {
+                self.want_epoch(now, failure.epoch);
+                if failure.status == Status::WrongNode {
+                    // Another incarnation lives there: the map is about to say so, or says so already.
+                    self.refresh_map(now);
+                }
+                match self.tickets.remove(&ticket) {
+                    Some(Purpose::Probe(address)) => self.on_probe(now, address, Err(failure)),
+                    Some(Purpose::Ask(id)) => self.on_ask_failure(now, id, failure),
+                    Some(Purpose::Fetch(id)) => self.on_fetch_failure(now, id, ticket, failure.status),
+                    Some(Purpose::Upload(id)) => self.on_upload_answer(now, id, ticket, Err(failure.status)),
+                    Some(Purpose::Told) | None => {}
+                }
+            }
+            LinksOutput::Noticed { notice: Notice::Map(map), .. } => self.adopt_map(now, map),
+            LinksOutput::Noticed { notice: Notice::Stop, .. } => {
+                self.on_stop(now);
+                self.output(Output::Event(Event::Stopping));
+            }
+            LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
+        }
+    }
+
+    fn on_internal(&mut self, now: Time, internal: Internal) {
+        match internal {
+            Internal::Asked(Owner::Job(id), result) => self.on_job_answer(now, id, result),
+            Internal::Asked(Owner::Open, result) => self.on_opened(now, result),
+            Internal::Asked(Owner::Renew, result) => self.on_renewed(now, result),
+            Internal::Asked(Owner::Map, result) => self.on_map_answer(now, result),
+            Internal::Asked(Owner::Reclaim(term, rest), result) => self.on_reclaimed(now, term, rest, result),
+            Internal::Asked(Owner::Nobody, _) => {}
+            Internal::Fetched { job, hash, offset, result } => self.on_fetched(now, job, hash, offset, result),
+            Internal::Uploaded { job, uploaded } => self.on_uploaded(now, job, uploaded),
+            Internal::MapSettled { job } => self.on_map_settled(now, job),
+            Internal::Folded { job } => self.on_folded(now, job),
+        }
+    }
+
+    fn on_job_answer(&mut self, now: Time, id: u64, result: Result<Response, Status>) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match &mut job.work {
+            Work::Pass { held } => {
+                let held = *held;
+                if let (Some(held), Ok(response)) = (held, &result) {
+                    self.note_held(now, held, response);
+                }
+                self.finish(now, id, result.and_then(reply_of));
+            }
+            Work::Status { first } => {
+                let first = first.take();
+                self.on_status(now, id, first, result);
+            }
+            Work::Read(_) => self.on_layout_answer(now, id, result),
+            Work::Write(_) => self.on_commit_answer(now, id, result),
+            Work::Flush { .. } => {}
+            Work::EndSession => {
+                self.finish(now, id, result.map(|_| Reply::Done));
+                self.end(now, Status::SessionGone, None);
+            }
+        }
+    }
+
+    fn on_job_alarm(&mut self, now: Time, id: u64) {
+        match self.jobs.get(&id).map(|job| &job.work) {
+            Some(Work::Read(_)) => self.retry_read(now, id),
+            Some(Work::Write(_)) => self.retry_write(now, id),
+            _ => {}
+        }
+    }
+
+    fn on_flush_progress(&mut self, now: Time, id: u64) {
+        if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get(&id)
+            && waits_for.is_empty()
+        {
+            self.finish(now, id, Ok(Reply::Done));
+        }
+    }
+
+    fn start_pass(&mut self, now: Time, token: u64, request: Request, target: Target, held: Option<HeldChange>) {
+        let deadline = now + self.config.op_timeout;
+        let job = self.add_job(Some(token), deadline, Work::Pass { held }, false);
+        self.ask(now, request, target, Owner::Job(job), self.config.op_timeout);
+    }
+
+    fn start_op(&mut self, now: Time, token: u64, op: Op) {
+        let held = matches!(op, Op::Create { hold: true, .. }).then_some(HeldChange::Created(self.session.term));
+        let deadline = now + self.config.op_timeout;
+        let job = self.add_job(Some(token), deadline, Work::Pass { held }, true);
+        self.ask_op(now, op, Owner::Job(job));
+    }
+
+    fn start_query(&mut self, now: Time, token: u64, query: Query) {
+        let held = match &query {
+            Query::Hold { ino, .. } => Some(HeldChange::Held(*ino, self.session.term)),
+            Query::Release { ino, sequence } => {
+                // From now on a reclaim must not name it; one under way may have, so the release is then said once more.
+                self.session.held.remove(ino);
+                if self.reclaiming {
+                    self.session.released.insert(*ino, *sequence);
+                }
+                Some(HeldChange::Released(*ino))
+            }
+            _ => None,
+        };
+        self.start_pass(now, token, Request::Query(query), Target::Leader, held);
+    }
+
+    fn note_held(&mut self, now: Time, held: HeldChange, response: &Response) {
+        let (ino, begun) = match (held, response) {
+            (HeldChange::Created(begun), Response::Replied { replied: Replied::Entry { attributes, .. }, .. }) => (attributes.ino, begun),
+            (HeldChange::Held(ino, begun), Response::Answered { .. }) => (ino, begun),
+            (HeldChange::Released(ino), _) => {
+                self.session.held.remove(&ino);
+                return;
+            }
+            _ => return,
+        };
+        self.session.held.insert(ino);
+        // Across a change of leader it is not known which one counted the hold; naming it again is harmless.
+        if self.reclaiming || begun != self.session.term {
+            self.reclaim_again(now);
+        }
+    }
+
+    /// A node that is not the leader knows less; the leader is asked if the node names it.
+    fn on_status(&mut self, now: Time, id: u64, first: Option<Box<StatusReport>>, result: Result<Response, Status>) {
+        let report = match (result, first) {
+            (Ok(Response::Status(report)), None) => report,
+            (Ok(Response::Status(report)), Some(first)) => return self.finish(now, id, Ok(Reply::Status(better(report, first)))),
+            (_, Some(first)) => return self.finish(now, id, Ok(Reply::Status(first))),
+            (result, None) => return self.finish(now, id, result.and_then(reply_of)),
+        };
+        let leader = report.leader.filter(|_| !report.from_leader).and_then(|leader| self.peer(leader));
+        let Some(leader) = leader else { return self.finish(now, id, Ok(Reply::Status(report))) };
+        if let Some(Job { work: Work::Status { first }, .. }) = self.jobs.get_mut(&id) {
+            *first = Some(report);
+        }
+        let timeout = self.config.timing.attempt;
+        self.ask(now, Request::Status, Target::Node(leader), Owner::Job(id), timeout);
+    }
+
+    pub(super) fn on_probe(&mut self, now: Time, address: Address, result: Result<Response, Failure>) {
+        if self.phase != Phase::Finding {
+            return;
+        }
+        match result {
+            Ok(Response::Map(Some(map))) if map.cluster.0 != 0 && map.is_well_formed() => {
+                self.links.set_cluster(map.cluster);
+                self.adopt_map(now, map);
+                self.disarm(Alarm::Probe);
+                self.phase = Phase::Opening;
+                self.open_session(now);
+            }
+            _ => tracing::debug!(%address, "no cluster there yet"),
+        }
+    }
+}
+
+fn better(a: Box<StatusReport>, b: Box<StatusReport>) -> Box<StatusReport> {
+    if a.from_leader || !b.from_leader { a } else { b }
+}
+
+/// A response as the caller of the core sees it.
+pub(super) fn reply_of(response: Response) -> Result<Reply, Status> {
+    Ok(match response {
+        Response::Done => Reply::Done,
+        Response::Map(Some(map)) => Reply::Map(map),
+        Response::Status(report) => Reply::Status(report),
+        Response::Replied { replied, .. } => Reply::Replied(replied),
+        Response::Answered { answer, .. } => Reply::Answer(answer),
+        _ => return Err(Status::Malformed),
+    })
+}

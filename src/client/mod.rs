@@ -1,0 +1,173 @@
+//! The client core: a session with a cluster, namespace calls, and file content over chunks.
+//!
+//! [`Core`] is a state machine: fed with calls, link events and time, drained of link actions and results. It owns the session, the exact
+//! bookkeeping of request numbers, the routing to the leader, and bounded caches. It writes through: when a write is answered the data is
+//! on its nodes and the metadata committed. It never moves to another cluster by itself.
+
+pub mod api;
+mod asks;
+mod cache;
+mod core;
+pub mod driver;
+mod fetch;
+mod fold;
+mod layout;
+mod read;
+mod router;
+mod session;
+#[cfg(test)]
+mod tests;
+mod upload;
+mod write;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::cluster_map::{ClusterMap, Member};
+use crate::limits;
+use crate::link::LinkAction;
+use crate::status::Status;
+use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, SessionId};
+use crate::wire::message::StatusReport;
+use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, WriteAt};
+
+pub use self::api::{Client, Error, Options};
+pub use self::core::Core;
+
+/// What a client core is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to begin; the cluster map tells the rest, so all of them may die later.
+    pub nodes: Vec<Address>,
+    /// Every call ends within this time without progress.
+    pub op_timeout: Duration,
+    /// Drawn at random by the caller, never 0, never used again.
+    pub session: SessionId,
+    /// Bound of the chunk cache.
+    pub cache_bytes: usize,
+    pub timing: Timing,
+}
+
+/// Intervals, apart so that a simulation can vary them.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Turn to another node after this long without an answer.
+    pub attempt: Duration,
+    pub renew: Duration,
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            attempt: limits::ATTEMPT_TIMEOUT,
+            renew: limits::SESSION_RENEW_INTERVAL,
+            backoff_min: limits::CLIENT_BACKOFF_MIN,
+            backoff_max: limits::CLIENT_BACKOFF_MAX,
+        }
+    }
+}
+
+impl Config {
+    /// The usual bounds.
+    pub fn new(nodes: Vec<Address>, session: SessionId) -> Self {
+        Config {
+            nodes,
+            op_timeout: limits::OP_TIMEOUT,
+            session,
+            cache_bytes: limits::CLIENT_CACHE_BYTES_DEFAULT,
+            timing: Timing::default(),
+        }
+    }
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug)]
+pub enum Call {
+    Op(Op),
+    Query(Query),
+    /// Bytes of a file, verified; fewer than asked only at its end.
+    Read {
+        ino: InodeId,
+        range: ByteRange,
+    },
+    /// New bytes; answered when they are replicated and committed.
+    Write {
+        ino: InodeId,
+        at: WriteAt,
+        bytes: Bytes,
+        kill_privileges: bool,
+    },
+    /// Where a file's bytes lie.
+    Locate {
+        ino: InodeId,
+        range: ByteRange,
+    },
+    /// The newest cluster map.
+    Map,
+    /// The report of the leader if it can be reached, else of any node; or of the node at that address.
+    Status(Option<Address>),
+    /// Answered when every change submitted before is.
+    Flush,
+    /// Ends the session; the core is finished with it.
+    EndSession,
+    /// Stops the whole cluster.
+    Shutdown,
+}
+
+/// What a call answered.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Replied(Replied),
+    Answer(Answer),
+    Bytes(Bytes),
+    Located(Located),
+    Map(ClusterMap),
+    Status(Box<StatusReport>),
+    Done,
+}
+
+/// Where a file's bytes lie.
+#[derive(Clone, Debug)]
+pub struct Located {
+    pub attributes: Attributes,
+    pub extents: Vec<Extent>,
+    /// The chunks that the extents name, each once, sorted by hash.
+    pub chunks: Vec<ChunkPlace>,
+    /// The members of the cluster, for the holders' addresses.
+    pub members: Vec<Member>,
+}
+
+/// What befell the core as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The session is open.
+    Ready { cluster: ClusterId },
+    /// The session was ended or evicted; every call fails from now on. A new core may begin a new session.
+    SessionLost,
+    /// All nodes that can be found belong to another cluster; every call fails from now on.
+    WrongCluster,
+    /// The cluster says that it stops.
+    Stopping,
+}
+
+/// An output of the core.
+#[derive(Debug)]
+pub enum Output {
+    Link(LinkAction),
+    Done { token: u64, result: Result<Reply, Status> },
+    Event(Event),
+}
+
+/// What a core has sent and received, for tests and figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests on the control lane, renewals apart.
+    pub control_requests: u64,
+    pub renewals: u64,
+    pub bulk_requests: u64,
+    pub bulk_bytes_sent: u64,
+    pub bulk_bytes_received: u64,
+}
