@@ -205,7 +205,7 @@ impl Namespace {
             for number in self.store.outcomes_below(id, u64::MAX) {
                 self.store.put_outcome(id, number, None);
             }
-            if let Some(session) = self.store.session(id).copied() {
+            if let Some(session) = self.store.session(id).cloned() {
                 self.store.put_session(id, Some(Session { outcomes: 0, ..session }));
             }
         }

@@ -111,13 +111,12 @@ impl Node {
     }
 
     pub(super) fn on_join_refused(&mut self, failure: Failure) {
-        if let Some((_, address)) = failure.leader {
-            if address != self.config.address
-                && self.joining.candidates.len() < limits::NODES_MAX
-                && self.joining.candidates.insert(address)
-            {
-                self.joining.ask_at = self.now;
-            }
+        if let Some((_, address)) = failure.leader
+            && address != self.config.address
+            && self.joining.candidates.len() < limits::NODES_MAX
+            && self.joining.candidates.insert(address)
+        {
+            self.joining.ask_at = self.now;
         }
         if failure.status == Status::Conflict {
             // This incarnation was declared dead while it asked.
