@@ -158,6 +158,8 @@ pub struct Node {
     storage: storage::Reports,
     /// When a leader of the present term was last heard.
     leader_heard: Time,
+    /// The leader last followed.
+    followed: Option<NodeId>,
     resident: u64,
     dirty: bool,
     outputs: VecDeque<NodeOutput>,
@@ -197,6 +199,7 @@ impl Node {
             transfers: Transfers::default(),
             storage: storage::Reports::default(),
             leader_heard: now,
+            followed: None,
             resident: 0,
             dirty: true,
             outputs: VecDeque::new(),
@@ -418,6 +421,7 @@ impl Node {
             }
         }
         if leader.is_some() {
+            self.followed = leader.filter(|&leader| leader != self.id);
             self.leader_heard = self.now;
             self.storage.new_leader(self.now);
             self.chunks.restart_audit(self.now);

@@ -1,5 +1,8 @@
 //! Real `dfs-node` processes: ready lines, one thread each, one clear line when something is wrong, orderly ends.
 
+// A test of real processes waits by the real clock.
+#![allow(clippy::disallowed_methods)]
+
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};

@@ -71,6 +71,8 @@ pub(super) struct Leading {
     /// Cluster time when this term began, and the clock then: from there it advances at the clock's rate.
     began: (Time, Timestamp),
     contacts: BTreeMap<NodeId, Contact>,
+    /// The leader before, and when it was last heard: its silence began before this term, and was observed.
+    predecessor: Option<(NodeId, Time)>,
     /// Incarnations of which another one has been met at their address.
     proven_dead: BTreeSet<NodeId>,
     /// When voters that are dead or gone were last heard, or first missed.
@@ -87,11 +89,12 @@ pub(super) struct Leading {
 }
 
 impl Leading {
-    fn new(term: Term, now: Time, time: Timestamp) -> Self {
+    fn new(term: Term, now: Time, time: Timestamp, predecessor: Option<(NodeId, Time)>) -> Self {
         Leading {
             term,
             began: (now, time),
             contacts: BTreeMap::new(),
+            predecessor,
             proven_dead: BTreeSet::new(),
             missed_since: BTreeMap::new(),
             leases: Leases::new(now),
@@ -152,6 +155,7 @@ impl Leading {
         for contact in self.contacts.values_mut() {
             contact.heard = now;
         }
+        self.predecessor = None;
         for missed in self.missed_since.values_mut() {
             *missed = now;
         }
@@ -225,7 +229,8 @@ impl Node {
         if self.sabotaged(Sabotage::ForgetRequestTable) {
             self.namespace.forget_outcomes_for_test();
         }
-        self.leading = Some(Leading::new(term, self.now, time));
+        let predecessor = self.followed.map(|leader| (leader, self.leader_heard));
+        self.leading = Some(Leading::new(term, self.now, time, predecessor));
         self.pushed = dfs::types::Epoch(0);
     }
 
@@ -304,7 +309,8 @@ impl Node {
         leading.proven_dead.retain(|node| members.contains_key(node));
         let (mut ping, mut dead) = (Vec::new(), Vec::new());
         for (&node, _) in members.iter().filter(|(_, state)| **state != MemberState::Dead) {
-            let fresh = Contact { heard: now, load: Load::default(), ping_at: now, pinging: false };
+            let heard = leading.predecessor.filter(|&(leader, _)| leader == node).map_or(now, |(_, at)| at);
+            let fresh = Contact { heard, load: Load::default(), ping_at: now, pinging: false };
             let contact = leading.contacts.entry(node).or_insert(fresh);
             if let Some(at) = self.group.as_ref().and_then(|group| group.heard_at(node)) {
                 contact.heard = contact.heard.max(at);
