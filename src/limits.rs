@@ -181,6 +181,8 @@ pub const AUDIT_RETRY_AFTER: Duration = Duration::from_secs(2);
 pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
 /// The same after a change of leader, when deletions may have been lost.
 pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
+/// Between two audit questions of one node, so that a slow walk over many uploads asks in batches.
+pub const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 /// Largest run of log entries in one Raft message, and largest single entry.

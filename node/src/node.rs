@@ -84,6 +84,8 @@ pub struct NodeConfig {
 }
 
 /// What the driver is to do.
+// Nearly all outputs are of the large variant: a box would cost an allocation per frame.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum NodeOutput {
     Link(LinkAction),
@@ -155,6 +157,8 @@ pub struct Node {
     storage: storage::Reports,
     /// When a leader of the present term was last heard.
     leader_heard: Time,
+    /// The leader last followed.
+    followed: Option<NodeId>,
     resident: u64,
     dirty: bool,
     outputs: VecDeque<NodeOutput>,
@@ -194,6 +198,7 @@ impl Node {
             transfers: Transfers::default(),
             storage: storage::Reports::default(),
             leader_heard: now,
+            followed: None,
             resident: 0,
             dirty: true,
             outputs: VecDeque::new(),
@@ -415,6 +420,7 @@ impl Node {
             }
         }
         if leader.is_some() {
+            self.followed = leader.filter(|&leader| leader != self.id);
             self.leader_heard = self.now;
             self.storage.new_leader(self.now);
             self.chunks.restart_audit(self.now);

@@ -58,12 +58,21 @@ struct Deletion {
     attempts: u32,
 }
 
+/// Deletions that travel together.
+struct Batch {
+    holder: NodeId,
+    attempts: u32,
+    items: Vec<(ChunkHash, Instance)>,
+}
+
 /// A leader's memory of its term.
 pub(super) struct Leading {
     term: Term,
     /// Cluster time when this term began, and the clock then: from there it advances at the clock's rate.
     began: (Time, Timestamp),
     contacts: BTreeMap<NodeId, Contact>,
+    /// The leader before, and when it was last heard: its silence began before this term, and was observed.
+    predecessor: Option<(NodeId, Time)>,
     /// Incarnations of which another one has been met at their address.
     proven_dead: BTreeSet<NodeId>,
     /// When voters that are dead or gone were last heard, or first missed.
@@ -80,11 +89,12 @@ pub(super) struct Leading {
 }
 
 impl Leading {
-    fn new(term: Term, now: Time, time: Timestamp) -> Self {
+    fn new(term: Term, now: Time, time: Timestamp, predecessor: Option<(NodeId, Time)>) -> Self {
         Leading {
             term,
             began: (now, time),
             contacts: BTreeMap::new(),
+            predecessor,
             proven_dead: BTreeSet::new(),
             missed_since: BTreeMap::new(),
             leases: Leases::new(now),
@@ -145,6 +155,7 @@ impl Leading {
         for contact in self.contacts.values_mut() {
             contact.heard = now;
         }
+        self.predecessor = None;
         for missed in self.missed_since.values_mut() {
             *missed = now;
         }
@@ -180,20 +191,24 @@ impl Leading {
     }
 
     /// Deletions that are due, by holder and number of attempts, in batches.
-    fn due_deletions(&mut self, now: Time) -> Vec<(NodeId, u32, Vec<(ChunkHash, Instance)>)> {
-        let mut batches: BTreeMap<(NodeId, u32), Vec<Vec<(ChunkHash, Instance)>>> = BTreeMap::new();
+    fn due_deletions(&mut self, now: Time) -> Vec<Batch> {
+        let mut batches: Vec<Batch> = Vec::new();
+        let mut open: BTreeMap<(NodeId, u32), usize> = BTreeMap::new();
         while let Some(entry) = self.deletions.first_entry() {
             if entry.key().0 > now {
                 break;
             }
-            let deletion = entry.remove();
-            let lists = batches.entry((deletion.holder, deletion.attempts)).or_default();
-            match lists.last_mut().filter(|list| list.len() < limits::CHUNK_ITEMS_MAX) {
-                Some(list) => list.push(deletion.item),
-                None => lists.push(vec![deletion.item]),
+            let Deletion { holder, item, attempts } = entry.remove();
+            let index = open.get(&(holder, attempts)).copied().filter(|&index| batches[index].items.len() < limits::CHUNK_ITEMS_MAX);
+            match index {
+                Some(index) => batches[index].items.push(item),
+                None => {
+                    open.insert((holder, attempts), batches.len());
+                    batches.push(Batch { holder, attempts, items: vec![item] });
+                }
             }
         }
-        batches.into_iter().flat_map(|((holder, attempts), lists)| lists.into_iter().map(move |list| (holder, attempts, list))).collect()
+        batches
     }
 
     /// Asserts that indexes agree and bounds hold.
@@ -214,7 +229,8 @@ impl Node {
         if self.sabotaged(Sabotage::ForgetRequestTable) {
             self.namespace.forget_outcomes_for_test();
         }
-        self.leading = Some(Leading::new(term, self.now, time));
+        let predecessor = self.followed.map(|leader| (leader, self.leader_heard));
+        self.leading = Some(Leading::new(term, self.now, time, predecessor));
         self.pushed = dfs::types::Epoch(0);
     }
 
@@ -237,9 +253,7 @@ impl Node {
         if look {
             leading.next_duties = now + limits::DUTY_INTERVAL;
         }
-        for (holder, attempts, items) in due {
-            self.send_deletion(holder, attempts, items);
-        }
+        due.into_iter().for_each(|batch| self.send_deletion(batch));
         if look {
             self.pursue_founding();
             self.pursue_contacts();
@@ -252,10 +266,10 @@ impl Node {
     /// Proposes a command of the leader's own, once.
     pub(super) fn pursue(&mut self, duty: Duty, command: Command) {
         let now = self.now;
-        if self.leading.as_mut().is_some_and(|leading| leading.take_up(now, duty)) {
-            if let Err(status) = self.propose(command) {
-                tracing::debug!(?duty, %status, "not proposed");
-            }
+        if self.leading.as_mut().is_some_and(|leading| leading.take_up(now, duty))
+            && let Err(status) = self.propose(command)
+        {
+            tracing::debug!(?duty, %status, "not proposed");
         }
     }
 
@@ -295,7 +309,8 @@ impl Node {
         leading.proven_dead.retain(|node| members.contains_key(node));
         let (mut ping, mut dead) = (Vec::new(), Vec::new());
         for (&node, _) in members.iter().filter(|(_, state)| **state != MemberState::Dead) {
-            let fresh = Contact { heard: now, load: Load::default(), ping_at: now, pinging: false };
+            let heard = leading.predecessor.filter(|&(leader, _)| leader == node).map_or(now, |(_, at)| at);
+            let fresh = Contact { heard, load: Load::default(), ping_at: now, pinging: false };
             let contact = leading.contacts.entry(node).or_insert(fresh);
             if let Some(at) = self.group.as_ref().and_then(|group| group.heard_at(node)) {
                 contact.heard = contact.heard.max(at);
@@ -360,10 +375,12 @@ impl Node {
             if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
         let trim: Vec<InodeId> = self.namespace.cuts_pending().take(limits::REAP_BATCH_MAX).collect();
         // One at a time: until it is applied nobody may open what it names.
-        if !reap.is_empty() && leading.reaping.is_empty() && self.propose(Command::Reap { inos: reap.clone() }).is_ok() {
-            if let Some(leading) = &mut self.leading {
-                leading.reaping = reap.into_iter().collect();
-            }
+        if !reap.is_empty()
+            && leading.reaping.is_empty()
+            && self.propose(Command::Reap { inos: reap.clone() }).is_ok()
+            && let Some(leading) = &mut self.leading
+        {
+            leading.reaping = reap.into_iter().collect();
         }
         if !trim.is_empty() {
             self.pursue(Duty::Trim, Command::Trim { inos: trim });
@@ -394,7 +411,8 @@ impl Node {
         }
     }
 
-    fn send_deletion(&mut self, holder: NodeId, attempts: u32, items: Vec<(ChunkHash, Instance)>) {
+    fn send_deletion(&mut self, batch: Batch) {
+        let Batch { holder, attempts, items } = batch;
         if holder == self.id {
             let check = self.instance_check();
             items.iter().for_each(|(hash, instance)| _ = self.chunks.delete(hash, *instance, check));
