@@ -254,6 +254,7 @@ impl Run {
             Fault::Slow { host, by, length } => Fault::Slow { host: one(host), by, length },
             Fault::Resets { count } => Fault::Resets { count },
             Fault::Mute { host, towards, length, stop } => Fault::Mute { host: one(host), towards, length, stop },
+            Fault::Suspend { host, client, others, length, later } => Fault::Suspend { host: one(host), client, others, length, later },
             Fault::Corrupt { host, count } => Fault::Corrupt { host: one(host), count },
         }
     }
@@ -292,6 +293,11 @@ impl Run {
             Fault::Mute { host, towards, length, .. } => {
                 towards.iter().for_each(|to| self.world.block(*host, *to));
                 self.alarm(*length, Alarm::End(fault.clone()));
+            }
+            Fault::Suspend { host, client, others, length, later } => {
+                self.begin(Fault::Partition { from: vec![*host], to: others.clone(), both: true, length: length + later });
+                self.begin(Fault::Pause { host: *client, length: *length });
+                self.begin(Fault::Pause { host: *host, length: *length });
             }
             Fault::Resets { count } => {
                 for _ in 0..*count {
