@@ -16,3 +16,5 @@ pub mod status;
 pub mod time;
 pub mod types;
 pub mod wire;
+
+pub use client::Client;

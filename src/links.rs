@@ -383,10 +383,11 @@ impl Links {
         self.outputs.push_back(LinksOutput::Failed { ticket: Ticket(ticket), failure: Status::TimedOut.into() });
         // A connection whose other machine vanished looks healthy for minutes, and after a partition TCP itself waits as long.
         let Some(slot) = self.slots.get(&pending.slot) else { return };
-        if let State::Up { link, heard, .. } = slot.state {
-            if heard <= pending.asked && now.since(heard) >= limits::LINK_SILENCE_MAX {
-                self.close(now, link, Status::Disconnected);
-            }
+        if let State::Up { link, heard, .. } = slot.state
+            && heard <= pending.asked
+            && now.since(heard) >= limits::LINK_SILENCE_MAX
+        {
+            self.close(now, link, Status::Disconnected);
         }
     }
 

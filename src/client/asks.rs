@@ -93,10 +93,6 @@ impl Core {
         if now < ask.deadline {
             return self.send_ask(now, id);
         }
-        if let Some((ticket, _)) = &ask.sent {
-            self.links.cancel(*ticket);
-            self.tickets.remove(ticket);
-        }
         let status = match ask.last {
             _ if ask.uncertain || ask.sent.is_some() => Status::TimedOut,
             Status::WrongCluster => Status::WrongCluster,
@@ -147,6 +143,8 @@ impl Core {
                     return self.send_ask(now, id);
                 }
             }
+            // It was asked before, by this core or another.
+            Status::ShuttingDown if matches!(ask.kind, Kind::Plain(Request::Shutdown)) => return self.end_ask(now, id, Ok(Response::Done)),
             Status::WrongNode | Status::NotMember | Status::ShuttingDown | Status::WrongVersion => self.router.on_failure(&peer),
             Status::WrongCluster if leads => {
                 let nothing_left = self.router.on_foreign(&peer) && self.map.is_none();
@@ -219,6 +217,10 @@ impl Core {
     fn end_ask(&mut self, now: Time, id: u64, result: Result<Response, Status>) {
         let Some(ask) = self.asks.remove(&id) else { return };
         self.disarm(Alarm::Ask(id));
+        if let Some((ticket, _)) = &ask.sent {
+            self.links.cancel(*ticket);
+            self.tickets.remove(ticket);
+        }
         self.internal.push_back(Internal::Asked(ask.owner, result));
         if let Some(number) = ask.number {
             self.session.close_number(number);
@@ -234,6 +236,14 @@ impl Core {
                 self.ops_waiting.push_front(next);
                 break;
             }
+        }
+    }
+
+    /// The cluster stops, which is what a request to stop it waits for.
+    pub(super) fn on_stop(&mut self, now: Time) {
+        let asked = |ask: &Ask| matches!(ask.kind, Kind::Plain(Request::Shutdown));
+        for id in self.asks.iter().filter(|(_, ask)| asked(ask)).map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.end_ask(now, id, Ok(Response::Done));
         }
     }
 

@@ -74,8 +74,8 @@ pub(super) enum Work {
     Status {
         first: Option<Box<StatusReport>>,
     },
-    Read(ReadJob),
-    Write(WriteJob),
+    Read(Box<ReadJob>),
+    Write(Box<WriteJob>),
     Flush {
         waits_for: BTreeSet<u64>,
     },
@@ -150,6 +150,8 @@ pub struct Core {
     pub(super) layouts: Layouts,
     pub(super) folds: FoldBook,
     pub(super) jobs: BTreeMap<u64, Job>,
+    /// Those of the jobs that are flushes.
+    flushes: BTreeSet<u64>,
     pub(super) write_bytes: usize,
     pub(super) next_id: u64,
     alarms: BTreeSet<(Time, Alarm)>,
@@ -190,6 +192,7 @@ impl Core {
             layouts: Layouts::new(),
             folds: FoldBook::new(),
             jobs: BTreeMap::new(),
+            flushes: BTreeSet::new(),
             write_bytes: 0,
             next_id: 1,
             alarms: BTreeSet::new(),
@@ -231,6 +234,7 @@ impl Core {
             Call::Flush => {
                 let waits_for: BTreeSet<u64> = self.jobs.iter().filter(|(_, job)| job.changes).map(|(id, _)| *id).collect();
                 let job = self.add_job(Some(token), Time::NEVER, Work::Flush { waits_for }, false);
+                self.flushes.insert(job);
                 self.on_flush_progress(now, job);
             }
             Call::EndSession => {
@@ -376,14 +380,13 @@ impl Core {
     pub(super) fn finish(&mut self, now: Time, id: u64, result: Result<Reply, Status>) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.disarm(Alarm::Job(id));
+        self.flushes.remove(&id);
         self.abandon_work(now, id, job.work, result.is_ok());
         if let Some(token) = job.token {
             self.output(Output::Done { token, result });
         }
         if job.changes {
-            let flushes: Vec<u64> =
-                self.jobs.iter().filter(|(_, job)| matches!(job.work, Work::Flush { .. })).map(|(flush, _)| *flush).collect();
-            for flush in flushes {
+            for flush in self.flushes.clone() {
                 if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get_mut(&flush) {
                     waits_for.remove(&id);
                 }
@@ -455,6 +458,10 @@ impl Core {
             }
             LinksOutput::Failed { ticket, failure } => {
                 self.want_epoch(now, failure.epoch);
+                if failure.status == Status::WrongNode {
+                    // Another incarnation lives there: the map is about to say so, or says so already.
+                    self.refresh_map(now);
+                }
                 match self.tickets.remove(&ticket) {
                     Some(Purpose::Probe(address)) => self.on_probe(now, address, Err(failure)),
                     Some(Purpose::Ask(id)) => self.on_ask_failure(now, id, failure),
@@ -464,7 +471,10 @@ impl Core {
                 }
             }
             LinksOutput::Noticed { notice: Notice::Map(map), .. } => self.adopt_map(now, map),
-            LinksOutput::Noticed { notice: Notice::Stop, .. } => self.output(Output::Event(Event::Stopping)),
+            LinksOutput::Noticed { notice: Notice::Stop, .. } => {
+                self.on_stop(now);
+                self.output(Output::Event(Event::Stopping));
+            }
             LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
         }
     }
@@ -517,10 +527,10 @@ impl Core {
     }
 
     fn on_flush_progress(&mut self, now: Time, id: u64) {
-        if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get(&id) {
-            if waits_for.is_empty() {
-                self.finish(now, id, Ok(Reply::Done));
-            }
+        if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get(&id)
+            && waits_for.is_empty()
+        {
+            self.finish(now, id, Ok(Reply::Done));
         }
     }
 

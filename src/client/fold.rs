@@ -12,7 +12,7 @@ use crate::wire::namespace::{Patch, Source, WriteAt};
 use super::core::{Core, Phase, Work};
 use super::read::{Purpose, ReadJob};
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Count {
     writes: u32,
     bytes: u64,
@@ -54,7 +54,7 @@ impl FoldBook {
 
     fn count(&mut self, ino: InodeId, at: u64, length: u64) {
         let key = (ino, at / limits::SLOT_BYTES);
-        let count = self.counts.entry(key).or_default();
+        let count = self.counts.entry(key).or_insert(Count { writes: 0, bytes: 0, end: u64::MAX });
         count.writes += u32::from(count.end != at);
         count.bytes += length;
         count.end = at + length;
@@ -119,7 +119,7 @@ impl Core {
         let range = ByteRange { offset: slot.saturating_mul(limits::SLOT_BYTES), length: limits::SLOT_BYTES };
         let deadline = now + self.config.op_timeout;
         let read = ReadJob::new(ino, range, Purpose::Fold { slot, waiter });
-        let job = self.add_job(None, deadline, Work::Read(read), false);
+        let job = self.add_job(None, deadline, Work::Read(Box::new(read)), false);
         self.ask_layout(now, job, None);
         true
     }

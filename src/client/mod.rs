@@ -4,15 +4,19 @@
 //! bookkeeping of request numbers, the routing to the leader, and bounded caches. It writes through: when a write is answered the data is
 //! on its nodes and the metadata committed. It never moves to another cluster by itself.
 
+pub mod api;
 mod asks;
 mod cache;
 mod core;
+pub mod driver;
 mod fetch;
 mod fold;
 mod layout;
 mod read;
 mod router;
 mod session;
+#[cfg(test)]
+mod tests;
 mod upload;
 mod write;
 
@@ -28,6 +32,7 @@ use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, SessionId
 use crate::wire::message::StatusReport;
 use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, WriteAt};
 
+pub use self::api::{Client, Error, Options};
 pub use self::core::Core;
 
 /// What a client core is told once.

@@ -99,7 +99,7 @@ impl Core {
         let known = self.layouts.find(ino, range);
         read.sequential = self.layouts.note_read(ino, range);
         let sequential = read.sequential;
-        let job = self.add_job(Some(token), deadline, Work::Read(read), false);
+        let job = self.add_job(Some(token), deadline, Work::Read(Box::new(read)), false);
         if range.length > limits::CLIENT_READ_BYTES_MAX || range.end() > limits::FILE_BYTES_MAX {
             return self.finish(now, job, Err(Status::InvalidArgument));
         }
@@ -112,7 +112,7 @@ impl Core {
 
     pub(super) fn start_locate(&mut self, now: Time, token: u64, ino: InodeId, range: ByteRange) {
         let deadline = now + self.config.op_timeout;
-        let job = self.add_job(Some(token), deadline, Work::Read(ReadJob::new(ino, range, Purpose::Locate)), false);
+        let job = self.add_job(Some(token), deadline, Work::Read(Box::new(ReadJob::new(ino, range, Purpose::Locate))), false);
         self.ask_layout(now, job, None);
     }
 
@@ -195,10 +195,10 @@ impl Core {
             let members = self.map.as_ref().map(|map| map.members.clone()).unwrap_or_default();
             return self.finish(now, id, Ok(Reply::Located(Located { attributes, extents, chunks, members })));
         }
-        if let Purpose::Fold { slot, .. } = read.purpose {
-            if !read.fold.iter().any(|(at, _)| *at == slot) {
-                return self.finish(now, id, Ok(Reply::Done)); // nothing to gain any more
-            }
+        if let Purpose::Fold { slot, .. } = read.purpose
+            && !read.fold.iter().any(|(at, _)| *at == slot)
+        {
+            return self.finish(now, id, Ok(Reply::Done)); // nothing to gain any more
         }
         let end = read.range.end().min(attributes.size);
         let wanted = ByteRange { offset: read.range.offset, length: end.saturating_sub(read.range.offset) };
@@ -404,10 +404,10 @@ fn plan_parts(extents: &[Extent], places: &BTreeMap<ChunkHash, ChunkPlace>, want
 
 /// One run is handed on as it is; several are copied together once. Holes carry no bytes.
 fn assemble(parts: &[Part]) -> Bytes {
-    if let [Part { length, bytes: Some(bytes), .. }] = parts {
-        if bytes.len() as u64 == *length {
-            return bytes.clone();
-        }
+    if let [Part { length, bytes: Some(bytes), .. }] = parts
+        && bytes.len() as u64 == *length
+    {
+        return bytes.clone();
     }
     let total: u64 = parts.iter().map(|part| part.length).sum();
     let mut whole = BytesMut::with_capacity(total as usize);

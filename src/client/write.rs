@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Attributes, ChunkHash, InodeId, Instance, NodeId};
+use crate::types::{ChunkHash, InodeId, Instance, NodeId};
 use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 
@@ -19,6 +19,8 @@ use super::upload::Uploaded;
 
 /// Commits of one batch that may be refused for reasons that trying again can cure.
 const RETRIES_MAX: u32 = 6;
+/// Extents that a folded slot may keep for the sake of the holes between them.
+const FOLDED_EXTENTS_MAX: usize = 4;
 /// Unit in which zeros are looked for.
 const ZERO_BLOCK_BYTES: usize = 4 << 10;
 static ZEROS: [u8; ZERO_BLOCK_BYTES] = [0; ZERO_BLOCK_BYTES];
@@ -66,6 +68,8 @@ enum Retry {
     Commit,
     /// Put again what too few living nodes hold.
     Put,
+    /// The uploads count as given up: put all again under new ones.
+    Anew,
 }
 
 /// A write or a fold in progress.
@@ -78,7 +82,6 @@ pub(super) struct WriteJob {
     retries: u32,
     /// Where the first patch went.
     offset: Option<u64>,
-    attributes: Option<Attributes>,
     pub(super) bytes_charged: usize,
 }
 
@@ -88,7 +91,7 @@ impl Core {
         let length = bytes.len();
         let beyond = matches!(at, WriteAt::Offset(offset) if offset.saturating_add(length as u64) > limits::FILE_BYTES_MAX);
         let work = WriteJob::new(ino, Kind::Write { kill_privileges }, VecDeque::new());
-        let id = self.add_job(Some(token), deadline, Work::Write(work), true);
+        let id = self.add_job(Some(token), deadline, Work::Write(Box::new(work)), true);
         if beyond || length == 0 || self.write_bytes + length > limits::CLIENT_WRITE_BYTES_MAX {
             let status = match (beyond, length) {
                 (true, _) => Status::FileTooLarge,
@@ -107,8 +110,13 @@ impl Core {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let Work::Read(read) = &job.work else { return };
         let Purpose::Fold { waiter, .. } = read.purpose else { return };
-        let pieces = plan(WriteAt::Offset(slot * limits::SLOT_BYTES), &bytes, limits::INLINE_REST_BYTES_MAX);
-        job.work = Work::Write(WriteJob::new(read.ino, Kind::Fold { slot, version, waiter }, VecDeque::new()));
+        let at = WriteAt::Offset(slot * limits::SLOT_BYTES);
+        let mut pieces = plan(at, &bytes, limits::INLINE_REST_BYTES_MAX);
+        if pieces.iter().filter(|piece| piece.content != Content::Hole).count() > FOLDED_EXTENTS_MAX {
+            // As many extents as now would be offered for folding for ever; zeros cost less than that.
+            pieces = vec![Piece { at, length: bytes.len() as u64, content: Content::Chunk(bytes.clone()) }];
+        }
+        job.work = Work::Write(Box::new(WriteJob::new(read.ino, Kind::Fold { slot, version, waiter }, VecDeque::new())));
         job.deadline = now + self.config.op_timeout;
         if bytes.is_empty() {
             return self.finish(now, id, Ok(Reply::Done));
@@ -194,7 +202,6 @@ impl Core {
         write.retries = 0;
         if let Replied::Written { offset, attributes } = replied {
             let offset = *write.offset.get_or_insert(offset);
-            write.attributes = Some(attributes);
             let (ino, done) = (write.ino, write.batches.is_empty());
             self.folds.note_written(ino, offset, &batch.patches, attributes.size);
             if done {
@@ -220,6 +227,10 @@ impl Core {
             Status::MissingReceipts | Status::StaleMap => {
                 write.retry = Retry::Put;
                 self.await_map(now, id);
+            }
+            Status::Conflict if !batch.chunks.is_empty() => {
+                write.retry = Retry::Anew;
+                self.retry_later(now, id);
             }
             Status::NoSpace if batch.patches.iter().any(|patch| matches!(patch.source, Source::Inline(_))) => {
                 self.outline(now, id);
@@ -272,11 +283,15 @@ impl Core {
         let from_scratch = write.retries > 2;
         let Some(batch) = write.batches.front_mut() else { return };
         let mut uploads: Vec<(ChunkHash, Bytes, Instance, Vec<NodeId>)> = Vec::new();
-        if write.retry == Retry::Put {
+        if write.retry != Retry::Commit {
             for chunk in &mut batch.chunks {
+                if write.retry == Retry::Anew {
+                    let anew = self.session.open_upload();
+                    self.session.close_upload(std::mem::replace(&mut chunk.instance, anew));
+                }
                 // Receipts that still hold are kept at first; a node may be wrong about them, so later all is put again.
                 let Some(claim) = chunk.claim.take() else { continue };
-                let receipts = if from_scratch { Vec::new() } else { claim.receipts };
+                let receipts = if from_scratch || write.retry == Retry::Anew { Vec::new() } else { claim.receipts };
                 uploads.push((chunk.hash, chunk.bytes.clone(), chunk.instance, receipts));
             }
         }
@@ -337,7 +352,7 @@ impl Core {
 
 impl WriteJob {
     fn new(ino: InodeId, kind: Kind, batches: VecDeque<Batch>) -> Self {
-        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, attributes: None, bytes_charged: 0 }
+        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, bytes_charged: 0 }
     }
 }
 

@@ -1,0 +1,521 @@
+//! A few nodes under virtual time on a network of a hundred lines: forming, joining, failover, exactly-once, leaving, garbage.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use dfs::cluster_map::MemberState;
+use dfs::limits;
+use dfs::link::{Hello, LinkAction, LinkEvent, LinkId, Role};
+use dfs::links::{Links, LinksOutput, Peer, Ticket};
+use dfs::random::Random;
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::{Address, ByteRange, ChunkHash, Epoch, InodeId, Instance, Name, NodeId, ROOT, RequestNumber, Timestamp};
+use dfs::wire::handshake;
+use dfs::wire::message::{Failure, Request, Response};
+use dfs::wire::namespace::{Answer, ChunkClaim, NewKind, Op, Patch, Query, Replied, Source, WriteAt};
+use dfs_node::node::{Node, NodeConfig, NodeOutput, Start};
+
+const DELAY: Duration = Duration::from_millis(1);
+const MEMORY: u64 = 64 << 20;
+
+fn address(port: u16) -> Address {
+    Address::Tcp { host: "n".into(), port }
+}
+
+/// One end of a connection: who, and under which name.
+type End = (u16, LinkId);
+
+struct World {
+    now: Time,
+    sequence: u64,
+    queue: BTreeMap<(Time, u64), (u16, LinkEvent)>,
+    nodes: BTreeMap<u16, (Node, Hello)>,
+    paused: Option<u16>,
+    client: Links,
+    answers: BTreeMap<Ticket, Result<(Response, Bytes), Failure>>,
+    pairs: BTreeMap<End, End>,
+    next_incoming: u64,
+    number: u64,
+    seed: u64,
+}
+
+/// The port under which the test's client appears in events.
+const CLIENT: u16 = 0;
+const SESSION: u64 = 77;
+
+impl World {
+    fn new(seed: u64) -> Self {
+        World {
+            now: Time(1_000_000_000),
+            sequence: 0,
+            queue: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            paused: None,
+            client: Links::new(Role::Client, SESSION, Random::new(seed)),
+            answers: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            next_incoming: LinkId::INCOMING,
+            number: 0,
+            seed,
+        }
+    }
+
+    fn wall(&self) -> Timestamp {
+        Timestamp { seconds: 1_000_000 + (self.now.0 / 1_000_000_000) as i64, nanos: 0 }
+    }
+
+    fn start(&mut self, port: u16, start: Start) {
+        self.seed += 1;
+        let config = NodeConfig { address: address(port), memory: MEMORY, zone: String::new(), start, id: None, sabotage: None };
+        let node = Node::new(config, self.now, self.wall(), self.seed * 7919);
+        let hello =
+            Hello { cluster: Default::default(), role: Role::Node, sender: node.id().0, lane: dfs::link::Lane::Control, expect: None };
+        self.nodes.insert(port, (node, hello));
+        self.drain(port);
+    }
+
+    fn join(&mut self, port: u16, to: &[u16]) {
+        self.start(port, Start::Join(to.iter().map(|&port| address(port)).collect()));
+    }
+
+    /// Three ready nodes, a session of the client.
+    fn three(seed: u64) -> Self {
+        let mut world = World::new(seed);
+        world.start(1, Start::Bootstrap { replicas: 2 });
+        world.join(2, &[1]);
+        world.join(3, &[2, 1]);
+        world.until("three ready nodes", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
+        assert!(world.nodes.values().all(|(node, _)| node.map().voters.len() == 3));
+        world.ask(Request::OpenSession).unwrap();
+        world
+    }
+
+    fn kill(&mut self, port: u16) {
+        self.nodes.remove(&port);
+        let ends: Vec<(End, End)> = self.pairs.iter().filter(|(end, _)| end.0 == port).map(|(end, other)| (*end, *other)).collect();
+        for (end, other) in ends {
+            self.disconnect(end, other);
+        }
+    }
+
+    fn disconnect(&mut self, end: End, other: End) {
+        self.pairs.remove(&end);
+        self.pairs.remove(&other);
+        self.later(other.0, LinkEvent::Down { link: other.1, reason: Status::Disconnected, found: None });
+    }
+
+    fn later(&mut self, to: u16, event: LinkEvent) {
+        self.sequence += 1;
+        self.queue.insert((self.now + DELAY, self.sequence), (to, event));
+    }
+
+    fn act(&mut self, from: u16, action: LinkAction) {
+        match action {
+            LinkAction::Connect { link, address: Address::Tcp { port, .. }, hello } => self.connect(from, link, port, hello),
+            LinkAction::Connect { .. } => unreachable!("the test uses ports only"),
+            LinkAction::Send { link, frame } => {
+                if let Some(&(to, link)) = self.pairs.get(&(from, link)) {
+                    self.later(to, LinkEvent::Received { link, frame });
+                }
+            }
+            LinkAction::Close { link } => {
+                if let Some(&other) = self.pairs.get(&(from, link)) {
+                    self.disconnect((from, link), other);
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, from: u16, link: LinkId, port: u16, hello: Hello) {
+        let down = |reason, found| LinkEvent::Down { link, reason, found };
+        let Some((_, identity)) = self.nodes.get(&port) else { return self.later(from, down(Status::Disconnected, None)) };
+        let answer = handshake::answer(identity, hello.lane);
+        let accepted = handshake::check_dialler(identity, &hello);
+        if let Err(mismatch) = handshake::check_accepter(&hello, &answer) {
+            return self.later(from, down(mismatch.reason, mismatch.found));
+        }
+        if accepted.is_err() {
+            return self.later(from, down(Status::Disconnected, None));
+        }
+        self.next_incoming += 1;
+        let incoming = LinkId(self.next_incoming);
+        self.pairs.insert((from, link), (port, incoming));
+        self.pairs.insert((port, incoming), (from, link));
+        self.later(port, LinkEvent::Up { link: incoming, peer: hello });
+        self.later(from, LinkEvent::Up { link, peer: answer });
+    }
+
+    fn drain(&mut self, port: u16) {
+        if port == CLIENT {
+            while let Some(action) = self.client.poll_action() {
+                self.act(CLIENT, action);
+            }
+            while let Some(output) = self.client.poll_output() {
+                match output {
+                    LinksOutput::Answered { ticket, response, payload, .. } => _ = self.answers.insert(ticket, Ok((response, payload))),
+                    LinksOutput::Failed { ticket, failure } => _ = self.answers.insert(ticket, Err(failure)),
+                    _ => {}
+                }
+            }
+            return;
+        }
+        let mut actions = VecDeque::new();
+        let Some((node, identity)) = self.nodes.get_mut(&port) else { return };
+        let mut stopped = false;
+        while let Some(output) = node.poll_output() {
+            match output {
+                NodeOutput::Link(action) => actions.push_back(action),
+                NodeOutput::Identity(hello) => *identity = hello,
+                NodeOutput::Ready { .. } => {}
+                NodeOutput::Stopped { .. } => stopped = true,
+            }
+        }
+        node.check_invariants();
+        actions.into_iter().for_each(|action| self.act(port, action));
+        if stopped {
+            self.kill(port);
+        }
+    }
+
+    /// One event or deadline, whichever is first.
+    fn step(&mut self) {
+        let wake = |world: &World, port: u16, node: &Node| if world.paused == Some(port) { Time::NEVER } else { node.next_deadline() };
+        let deadline = self.nodes.iter().map(|(&port, (node, _))| (wake(self, port, node), port)).min().unwrap_or((Time::NEVER, 1));
+        let deadline = deadline.min((self.client.next_deadline(), CLIENT));
+        let arrival = self.queue.first_key_value().map_or(Time::NEVER, |(&(at, _), _)| at);
+        if arrival <= deadline.0 {
+            let (_, (to, event)) = self.queue.pop_first().expect("just seen");
+            self.now = self.now.max(arrival);
+            if self.paused == Some(to) {
+                return self.later(to, event);
+            }
+            self.deliver(to, event);
+            return self.drain(to);
+        }
+        self.now = self.now.max(deadline.0);
+        let wall = self.wall();
+        match self.nodes.get_mut(&deadline.1) {
+            _ if deadline.1 == CLIENT => self.client.on_deadline(self.now),
+            Some((node, _)) => node.on_deadline(self.now, wall),
+            None => {}
+        }
+        self.drain(deadline.1);
+    }
+
+    fn deliver(&mut self, to: u16, event: LinkEvent) {
+        let wall = self.wall();
+        match self.nodes.get_mut(&to) {
+            _ if to == CLIENT => self.client.on_event(self.now, event),
+            Some((node, _)) => node.handle(self.now, wall, event),
+            None => {}
+        }
+    }
+
+    fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&World) -> bool) {
+        let end = self.now + Duration::from_secs(30);
+        while !done(self) {
+            assert!(self.now < end, "never came: {what}");
+            self.step();
+        }
+    }
+
+    fn leader(&self) -> Option<u16> {
+        self.nodes.iter().filter(|(_, (node, _))| node.leads().is_some()).max_by_key(|(_, (node, _))| node.leads()).map(|(&port, _)| port)
+    }
+
+    fn ask_at(&mut self, port: u16, request: Request, payload: Bytes) -> Result<(Response, Bytes), Failure> {
+        let peer = Peer { address: address(port), node: None };
+        let ticket = self.client.request(self.now, &peer, request, payload, limits::ATTEMPT_TIMEOUT);
+        self.drain(CLIENT);
+        loop {
+            if let Some(answer) = self.answers.remove(&ticket) {
+                return answer;
+            }
+            self.step();
+        }
+    }
+
+    /// Asks whoever leads until somebody answers for good.
+    fn ask(&mut self, request: Request) -> Result<Response, Status> {
+        let end = self.now + limits::OP_TIMEOUT;
+        loop {
+            assert!(self.now < end, "no answer within the operation deadline: {request:?}");
+            let Some(port) = self.leader() else {
+                self.run(Duration::from_millis(50));
+                continue;
+            };
+            match self.ask_at(port, request.clone(), Bytes::new()) {
+                Ok((response, _)) => return Ok(response),
+                Err(failure) if failure.status.is_transient() => self.run(Duration::from_millis(50)),
+                Err(failure) => return Err(failure.status),
+            }
+        }
+    }
+
+    fn request(&mut self, op: Op) -> Request {
+        self.number += 1;
+        let number = RequestNumber(self.number);
+        Request::Namespace { number, answered_below: number, uploads_from: 1, op }
+    }
+
+    fn op(&mut self, op: Op) -> Result<Replied, Status> {
+        let request = self.request(op);
+        match self.ask(request)? {
+            Response::Replied { replied, .. } => Ok(replied),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn query(&mut self, query: Query) -> Result<Answer, Status> {
+        match self.ask(Request::Query(query))? {
+            Response::Answered { answer, .. } => Ok(answer),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn create(&mut self, text: &str, hold: bool) -> InodeId {
+        match self.op(create(text, hold)).unwrap() {
+            Replied::Entry { attributes, created: true } => attributes.ino,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lookup(&mut self, text: &str) -> Result<InodeId, Status> {
+        match self.query(Query::Lookup { parent: ROOT, name: name(text) })? {
+            Answer::Attributes(attributes) => Ok(attributes.ino),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn exists(&self, ino: InodeId) -> bool {
+        self.leader().is_some_and(|leader| self.nodes[&leader].0.namespace().exists(ino))
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn create(text: &str, hold: bool) -> Op {
+    Op::Create { parent: ROOT, name: name(text), kind: NewKind::File, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold }
+}
+
+#[test]
+fn one_node_is_a_cluster() {
+    let mut world = World::new(1);
+    world.start(1, Start::Bootstrap { replicas: 2 });
+    world.until("ready", |world| world.nodes[&1].0.is_ready());
+    world.ask(Request::OpenSession).unwrap();
+    let ino = world.create("a", false);
+    assert_eq!(world.lookup("a"), Ok(ino));
+    assert_eq!(world.lookup("b"), Err(Status::NotFound));
+}
+
+#[test]
+fn nodes_join_in_any_order_past_dead_addresses() {
+    let mut world = World::new(2);
+    world.join(3, &[9, 3, 2]);
+    world.join(2, &[8, 1]);
+    world.run(Duration::from_secs(3));
+    assert!(world.nodes.values().all(|(node, _)| !node.is_ready()), "joining never forms");
+    world.start(1, Start::Bootstrap { replicas: 2 });
+    world.until("three ready nodes", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
+    world.until("three voters", |world| world.nodes.values().all(|(node, _)| node.map().voters.len() == 3));
+}
+
+#[test]
+fn the_tree_survives_its_leader_and_a_new_voter_takes_the_place() {
+    let mut world = World::three(3);
+    world.join(4, &[1]);
+    world.until("a fourth", |world| world.nodes[&4].0.is_ready());
+    let ino = world.create("kept", false);
+    let dead = world.leader().unwrap();
+    world.kill(dead);
+    let more = world.create("more", false);
+    assert_eq!((world.lookup("kept"), world.lookup("more")), (Ok(ino), Ok(more)));
+    world.until("the spare votes", |world| world.nodes[&4].0.map().voters.iter().all(|&voter| world.nodes[&4].0.map().is_living(voter)));
+    assert_eq!(world.nodes[&4].0.map().voters.len(), 3);
+    // A new incarnation at the old address.
+    world.join(dead, &[1, 2, 3, 4]);
+    world.until("it is back", |world| world.nodes[&dead].0.is_ready());
+    world.run(Duration::from_secs(1));
+    let hashes: Vec<u64> = world.nodes.values().map(|(node, _)| node.namespace().state_hash()).collect();
+    assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "equal states");
+}
+
+#[test]
+fn a_request_sent_again_to_the_next_leader_happens_once() {
+    let mut world = World::three(4);
+    let request = world.request(create("once", false));
+    let first = world.ask(request.clone()).unwrap();
+    let leader = world.leader().unwrap();
+    world.kill(leader);
+    let again = world.ask(request).unwrap();
+    let replied = |response| match response {
+        Response::Replied { replied, .. } => replied,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(replied(first), replied(again));
+}
+
+#[test]
+fn a_dead_voter_that_comes_back_replaces_itself_at_once() {
+    let mut world = World::three(5);
+    let leader = world.leader().unwrap();
+    let victim = (1..=3).find(|&port| port != leader).unwrap();
+    let old = world.nodes[&victim].0.id();
+    world.kill(victim);
+    world.join(victim, &[1, 2, 3]);
+    let since = world.now;
+    world.until("it votes", |world| {
+        world.nodes[&victim].0.is_ready() && world.nodes[&leader].0.map().voters.contains(&world.nodes[&victim].0.id())
+    });
+    assert!(world.now.since(since) < Duration::from_secs(2));
+    assert!(world.nodes[&leader].0.map().member(old).is_none());
+}
+
+#[test]
+fn a_stopped_node_is_declared_dead_and_returns_as_another() {
+    let mut world = World::three(6);
+    let leader = world.leader().unwrap();
+    let victim = (1..=3).find(|&port| port != leader).unwrap();
+    let old = world.nodes[&victim].0.id();
+    world.paused = Some(victim);
+    world.until("declared dead", |world| !world.nodes[&leader].0.map().is_living(old));
+    world.paused = None;
+    world.until("back", |world| world.nodes[&victim].0.id() != old && world.nodes[&victim].0.is_ready());
+    world.until("three voters", |world| {
+        let map = world.nodes[&leader].0.map();
+        map.voters.len() == 3 && map.voters.iter().all(|&voter| map.is_living(voter))
+    });
+}
+
+#[test]
+fn the_leader_after_its_own_pause_declares_nobody_dead() {
+    let mut world = World::new(7);
+    world.start(1, Start::Bootstrap { replicas: 2 });
+    world.join(2, &[1]);
+    world.until("ready", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
+    let old = world.nodes[&2].0.id();
+    world.paused = Some(1);
+    world.run(Duration::from_secs(10));
+    world.paused = None;
+    world.run(Duration::from_secs(5));
+    assert!(world.nodes[&1].0.map().is_living(old));
+    assert_eq!(world.nodes[&2].0.id(), old);
+}
+
+#[test]
+fn an_unlinked_file_lives_until_it_is_released() {
+    let mut world = World::three(8);
+    let ino = world.create("open", true);
+    world.op(Op::Unlink { parent: ROOT, name: name("open") }).unwrap();
+    world.run(Duration::from_secs(2));
+    assert!(world.exists(ino), "held");
+    let leader = world.leader().unwrap();
+    world.kill(leader);
+    world.until("another leader", |world| world.leader().is_some());
+    world.run(Duration::from_secs(1));
+    assert!(world.exists(ino), "the new leader waits for the session to say what it has open");
+    world.query(Query::Reclaim { held: vec![ino], last: true }).unwrap();
+    world.run(Duration::from_secs(1));
+    assert!(world.exists(ino));
+    world.query(Query::Release { ino, sequence: 1 }).unwrap();
+    world.until("reaped", |world| !world.exists(ino));
+    assert_eq!(world.query(Query::Hold { ino, sequence: 2 }), Err(Status::Stale));
+}
+
+#[test]
+fn a_silent_session_expires_and_a_renewal_revives_it() {
+    let mut world = World::three(9);
+    world.run(Duration::from_secs(6));
+    let state = |world: &World| world.nodes[&world.leader().unwrap()].0.namespace().session(dfs::types::SessionId(SESSION)).unwrap().state;
+    assert_eq!(state(&world), dfs_node::namespace::SessionState::Expired);
+    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap();
+    world.until("revived", |world| state(world) == dfs_node::namespace::SessionState::Open);
+    world.ask(Request::EndSession).unwrap();
+    assert_eq!(world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }), Err(Status::SessionGone));
+}
+
+#[test]
+fn chunks_are_kept_while_referenced_and_garbage_goes() {
+    let mut world = World::three(10);
+    let bytes = Bytes::from(vec![7; 100_000]);
+    let hash = ChunkHash::of(&bytes);
+    let instance = Instance { session: dfs::types::SessionId(SESSION), counter: 1 };
+    let epoch = world.nodes[&1].0.map().epoch;
+    let mut receipts = Vec::new();
+    for port in [1, 2, 3] {
+        let (response, _) = world.ask_at(port, Request::Put { epoch, hash, instance }, bytes.clone()).unwrap();
+        let Response::Receipt { node } = response else { panic!("{response:?}") };
+        receipts.push(node);
+    }
+    let ino = world.create("data", false);
+    let patch = Patch { at: WriteAt::Offset(0), length: 100_000, source: Source::Chunk { hash, offset: 0 } };
+    let claim = ChunkClaim { hash, length: 100_000, instance, receipts };
+    world.op(Op::Write { ino, patches: vec![patch], chunks: vec![claim], kill_privileges: false }).unwrap();
+    // An upload that nobody commits, and that its session has given up.
+    let garbage = Bytes::from(vec![8; 5000]);
+    let other = Instance { counter: 2, ..instance };
+    world.ask_at(2, Request::Put { epoch, hash: ChunkHash::of(&garbage), instance: other }, garbage.clone()).unwrap();
+    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 3 }).unwrap();
+    world.until("garbage is gone", |world| !world.nodes[&2].0.chunks().contains(&ChunkHash::of(&garbage)));
+    assert!(world.nodes.values().all(|(node, _)| node.chunks().contains(&hash)));
+    let range = ByteRange { offset: 20_000, length: 10 };
+    let (response, payload) = world.ask_at(3, Request::Get { hash, range }, Bytes::new()).unwrap();
+    let Response::Bytes { range, total, proof } = response else { panic!("{response:?}") };
+    dfs::chunk_tree::verify(&hash, u64::from(total), range, &payload, &proof).unwrap();
+    world.op(Op::Unlink { parent: ROOT, name: name("data") }).unwrap();
+    let since = world.now;
+    world.until("the space is back", |world| world.nodes.values().all(|(node, _)| node.chunks().usage().stored == 0));
+    assert!(world.now.since(since) < Duration::from_secs(2));
+}
+
+#[test]
+fn a_stale_map_is_answered_with_the_newer_epoch() {
+    let mut world = World::three(11);
+    let map = world.nodes[&1].0.map().clone();
+    let bytes = Bytes::from_static(b"somewhere");
+    let hash = ChunkHash::of(&bytes);
+    let instance = Instance { session: dfs::types::SessionId(SESSION), counter: 1 };
+    let owners = dfs::placement::owners(&map, dfs::placement::group_of(&hash));
+    let ports: Vec<u16> = world.nodes.iter().filter(|(_, (node, _))| !owners.contains(&node.id())).map(|(&port, _)| port).collect();
+    let old = Epoch(map.epoch.0 - 1);
+    let failure = world.ask_at(ports[0], Request::Put { epoch: old, hash, instance }, bytes.clone()).unwrap_err();
+    assert_eq!((failure.status, failure.epoch), (Status::StaleMap, map.epoch));
+    assert!(world.ask_at(ports[0], Request::Put { epoch: map.epoch, hash, instance }, bytes).is_ok(), "passing over others is right");
+}
+
+#[test]
+fn leaving_hands_over_and_shutdown_ends_all() {
+    let mut world = World::three(12);
+    world.join(4, &[1]);
+    world.until("a fourth", |world| world.nodes[&4].0.is_ready());
+    let leader = world.leader().unwrap();
+    let left: NodeId = world.nodes[&leader].0.id();
+    let now = world.now;
+    world.nodes.get_mut(&leader).unwrap().0.leave(now);
+    world.drain(leader);
+    world.until("gone", |world| !world.nodes.contains_key(&leader));
+    assert!(world.now.since(now) < Duration::from_secs(5));
+    world.until("counted out", |world| {
+        world.nodes.values().all(|(node, _)| node.map().member(left).is_none_or(|member| member.state == MemberState::Dead))
+    });
+    world.until("three voters", |world| {
+        let map = world.nodes.values().next().unwrap().0.map();
+        map.voters.len() == 3 && map.voters.iter().all(|&voter| map.is_living(voter))
+    });
+    world.create("after", false);
+    world.ask(Request::Shutdown).unwrap();
+    world.until("all stopped", |world| world.nodes.is_empty());
+}
