@@ -36,6 +36,8 @@ pub const FOLD_EXTENTS_MIN: usize = 8;
 pub const FOLD_INLINE_BYTES_MIN: usize = 64 << 10;
 /// Inline bytes in one answer about a file's layout.
 pub const EXTENTS_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Uploads of one session that were live and deleted while the session might still name them.
+pub const SPENT_UPLOADS_MAX: usize = 1024;
 /// Ended sessions, and replaced nodes, whose ids are remembered so that a late message cannot bring them back.
 pub const ENDED_IDS_MAX: usize = 1024;
 /// Largest record in a namespace snapshot: a slot full of inline bytes, or a cluster map full of members.
@@ -95,6 +97,8 @@ pub const REDIAL_DELAY_MAX: Duration = Duration::from_millis(500);
 pub const LINK_SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Connections that have not finished their handshake.
 pub const UNAUTHENTICATED_MAX: usize = 64;
+/// Connections of one thread, in any state.
+pub const CONNECTIONS_MAX: usize = 8192;
 /// Time for a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for one frame to arrive once begun, counted anew on progress.
@@ -175,6 +179,8 @@ pub const AUDIT_RETRY_AFTER: Duration = Duration::from_secs(2);
 pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
 /// The same after a change of leader, when deletions may have been lost.
 pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
+/// Between two audit questions of one node, so that a slow walk over many uploads asks in batches.
+pub const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 /// Largest run of log entries in one Raft message, and largest single entry.
@@ -243,3 +249,8 @@ const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
+const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
+const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
+const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);

@@ -99,11 +99,21 @@ fn downs(events: &[LinkEvent]) -> Vec<(LinkId, Status, Option<NodeId>)> {
 }
 
 fn frames(events: &[LinkEvent]) -> Vec<&Frame> {
-    let frame = |event| match event {
-        &LinkEvent::Received { ref frame, .. } => Some(frame),
+    fn frame(event: &LinkEvent) -> Option<&Frame> {
+        match event {
+            LinkEvent::Received { frame, .. } => Some(frame),
+            _ => None,
+        }
+    }
+    events.iter().filter_map(frame).collect()
+}
+
+fn received_on(events: &[LinkEvent]) -> Vec<LinkId> {
+    let link = |event: &LinkEvent| match event {
+        LinkEvent::Received { link, .. } => Some(*link),
         _ => None,
     };
-    events.iter().filter_map(frame).collect()
+    events.iter().filter_map(link).collect()
 }
 
 fn pattern(seed: usize, length: usize) -> Bytes {
@@ -271,9 +281,52 @@ fn the_rate_caps_bulk_and_not_control() {
     let frame = Frame { request: 100, body: Body::Request(Request::Status), payload: Bytes::new() };
     pair.client.act(LinkAction::Send { link: control, frame });
     pair.until("control", |pair| frames(&pair.at_server).iter().any(|frame| frame.request == 100));
-    assert!(begin.elapsed() < Duration::from_millis(300), "control waits for bulk: {:?}", begin.elapsed());
+    assert!(frames(&pair.at_server).len() < 5, "control waits for bulk");
     pair.until("bulk", |pair| frames(&pair.at_server).len() == 5);
     assert!(begin.elapsed() > Duration::from_millis(420), "4 MiB at 8 MiB/s came in {:?}", begin.elapsed());
+}
+
+#[test]
+fn the_rate_is_shared_by_all_links_and_holds_for_answers() {
+    let mut pair = Pair::new(&tcp());
+    let links: Vec<(LinkId, LinkId)> =
+        (1..4).map(|number| (LinkId(number), pair.link(LinkId(number), hello(CLIENT, Lane::Bulk)))).collect();
+    pair.server.set_rate(Some(16 << 20));
+    let begin = Instant::now();
+    for request in 0..2 {
+        for &(_, incoming) in &links {
+            pair.server.act(LinkAction::Send { link: incoming, frame: put(request, pattern(0, 1 << 20)) });
+        }
+    }
+    pair.until("the first of each", |pair| frames(&pair.at_client).len() >= 3);
+    let first: std::collections::BTreeSet<LinkId> = received_on(&pair.at_client).into_iter().take(3).collect();
+    assert_eq!(first.len(), 3, "one link was served before the others");
+    pair.until("all", |pair| frames(&pair.at_client).len() == 6);
+    assert!(begin.elapsed() > Duration::from_millis(300), "6 MiB at 16 MiB/s came in {:?}", begin.elapsed());
+    // Without a rate whoever waited goes on.
+    pair.server.act(LinkAction::Send { link: links[0].1, frame: put(9, pattern(0, 1 << 20)) });
+    pair.server.flush();
+    pair.server.set_rate(None);
+    pair.until("the rest", |pair| frames(&pair.at_client).len() == 7);
+}
+
+#[test]
+fn closing_delivers_what_was_sent_before() {
+    let mut pair = Pair::new(&tcp());
+    let link = LinkId(1);
+    let incoming = pair.link(link, hello(CLIENT, Lane::Bulk));
+    for request in 0..12 {
+        pair.client.act(LinkAction::Send { link, frame: put(request, pattern(0, 1 << 20)) });
+        // What the other side sends at the same time must not break the closing connection.
+        pair.server.act(LinkAction::Send { link: incoming, frame: put(request, pattern(0, 4096)) });
+    }
+    pair.client.act(LinkAction::Close { link });
+    // What is sent to a link that is gone goes nowhere.
+    pair.client.act(LinkAction::Send { link, frame: put(99, Bytes::new()) });
+    pair.until("the end", |pair| !downs(&pair.at_server).is_empty());
+    assert_eq!(frames(&pair.at_server).len(), 12);
+    pair.until("the closing side to let go", |pair| pair.client.connections() == 0);
+    assert!(pair.at_client.is_empty());
 }
 
 #[test]

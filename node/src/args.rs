@@ -97,10 +97,10 @@ impl Args {
                 self.listen
             ));
         }
-        if let (Address::Tcp { host, .. }, None) = (&self.listen, &self.advertise) {
-            if host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified()) {
-                return Err(format!("{} is no address that others can dial; add --advertise HOST:PORT", self.listen));
-            }
+        if let (Address::Tcp { host, .. }, None) = (&self.listen, &self.advertise)
+            && host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+        {
+            return Err(format!("{} is no address that others can dial; add --advertise HOST:PORT", self.listen));
         }
         let start = if !self.join.is_empty() {
             Start::Join(self.join.clone())

@@ -85,6 +85,8 @@ pub struct NodeConfig {
 }
 
 /// What the driver is to do.
+// Nearly all outputs are of the large variant: a box would cost an allocation per frame.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum NodeOutput {
     Link(LinkAction),

@@ -519,3 +519,34 @@ fn leaving_hands_over_and_shutdown_ends_all() {
     world.ask(Request::Shutdown).unwrap();
     world.until("all stopped", |world| world.nodes.is_empty());
 }
+
+#[test]
+fn a_ready_cluster_of_three_may_lose_any_node_at_that_moment() {
+    for seed in 0..20 {
+        let mut world = World::new(100 + seed);
+        world.start(1, Start::Bootstrap { replicas: 2 });
+        world.join(2, &[1]);
+        world.until("two", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
+        world.join(3, &[1, 2]);
+        world.until("the third", |world| world.nodes[&3].0.is_ready());
+        world.kill(1 + (seed % 3) as u16);
+        world.ask(Request::OpenSession).unwrap();
+        world.create("still here", false);
+    }
+}
+
+#[test]
+fn the_only_voter_of_two_hands_over_before_it_leaves() {
+    let mut world = World::new(13);
+    world.start(1, Start::Bootstrap { replicas: 2 });
+    world.join(2, &[1]);
+    world.until("ready", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
+    world.ask(Request::OpenSession).unwrap();
+    let ino = world.create("kept", false);
+    let now = world.now;
+    world.nodes.get_mut(&1).unwrap().0.leave(now);
+    world.drain(1);
+    world.until("gone", |world| !world.nodes.contains_key(&1));
+    assert!(world.now.since(now) < Duration::from_secs(5));
+    assert_eq!(world.lookup("kept"), Ok(ino));
+}

@@ -380,6 +380,10 @@ impl Net {
     }
 
     fn welcome(&mut self, mut stream: Stream, peer: String) {
+        if self.connections.len() >= limits::CONNECTIONS_MAX {
+            self.counters.refused += 1;
+            return self.refusals.log(self.now, &peer, Status::Busy);
+        }
         if self.unauthenticated.len() >= limits::UNAUTHENTICATED_MAX
             && let Some(&oldest) = self.unauthenticated.first()
         {

@@ -1,6 +1,7 @@
 //! Chunk records: which upload of a chunk is live, who holds it, how many extents refer to it; and what is said about other uploads.
 //!
-//! All holders are recorded by name. A node that is not recorded never hears of the chunk's deletion, therefore it is never told that its copy counts.
+//! All holders are recorded by name. A node that is not recorded never hears of the chunk's deletion, therefore it is never told
+//! that its copy counts.
 
 use std::collections::BTreeMap;
 
@@ -96,8 +97,8 @@ impl Namespace {
     }
 
     /// Whether the claims for those chunks that gain references hold. Errors: `NoSpace` without storage nodes, `Conflict` for an
-    /// upload that was given up, `MissingReceipts`.
-    pub(super) fn check_claims(&self, claims: &Claims, references: &References, uploads_from: u64) -> Result<(), Status> {
+    /// upload that was given up or is spent (upload anew), `MissingReceipts`.
+    pub(super) fn check_claims(&self, claims: &Claims, references: &References) -> Result<(), Status> {
         for (hash, claim) in claims {
             if !references.contains_key(hash) {
                 continue;
@@ -107,8 +108,10 @@ impl Namespace {
                 return Err(Status::NoSpace);
             }
             let live = self.store.chunk(hash);
-            // A given-up upload may be garbage on its holders already, unless it is the very one that is live.
-            if claim.instance.counter < uploads_from && live.is_none_or(|chunk| chunk.instance != claim.instance) {
+            // An upload that was given up, or was live and deleted, may be gone on its holders; the one that is live is not.
+            let session = self.store.session(claim.instance.session);
+            let nameable = session.is_some_and(|session| session.may_name(claim.instance.counter));
+            if !nameable && live.is_none_or(|chunk| chunk.instance != claim.instance) {
                 return Err(Status::Conflict);
             }
             let recorded = live.map_or(&[][..], |chunk| &chunk.holders);
@@ -144,6 +147,7 @@ impl Namespace {
                 self.store.put_chunk(hash, Some(record));
             } else {
                 self.store.put_chunk(hash, None);
+                self.spend(instance);
                 let holders = living_holders(&self.header.map, &holders, &[]);
                 self.effects.push(Effect::Deleted { hash, instance, holders });
             }
@@ -170,7 +174,7 @@ impl Namespace {
 
     fn verdict(&self, node: NodeId, hash: &ChunkHash, instance: &Instance) -> Verdict {
         let chunk = self.store.chunk(hash);
-        let nameable = self.store.session(instance.session).is_some_and(|session| instance.counter >= session.uploads_from);
+        let nameable = self.store.session(instance.session).is_some_and(|session| session.may_name(instance.counter));
         match chunk.filter(|chunk| chunk.holders.binary_search(&node).is_ok()) {
             Some(chunk) if chunk.instance == *instance => Verdict::Live(*instance),
             // The session may yet name it with this node's receipt, also one that lost its race against a recorded upload.

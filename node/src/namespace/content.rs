@@ -20,13 +20,6 @@ const SLOTS_TOUCHED_MAX: usize = 2 * limits::WRITE_PATCHES_MAX;
 /// Slots that a truncation frees at once; more are cut off and freed in slices.
 const TRUNCATE_VISITS_MAX: usize = limits::COMMAND_VISITS_MAX / 4;
 
-/// Who writes, and what uploads it may still name.
-#[derive(Clone, Copy)]
-pub(super) struct Writer {
-    pub session: SessionId,
-    pub uploads_from: u64,
-}
-
 /// A slot by its version, as a fold names it.
 #[derive(Clone, Copy)]
 pub(super) struct SlotAt {
@@ -122,7 +115,7 @@ impl Namespace {
     }
 
     /// Whether the plan may be carried out.
-    fn check_plan(&self, plan: &Plan, claims: &Claims, writer: Writer) -> Result<(), Status> {
+    fn check_plan(&self, plan: &Plan, claims: &Claims) -> Result<(), Status> {
         if plan.slots.values().any(|slot| slot.pieces().len() > limits::SLOT_EXTENTS_MAX) {
             return Err(Status::Busy);
         }
@@ -131,7 +124,7 @@ impl Namespace {
         if inline > plan.old_inline && usage.inline_bytes + (inline - plan.old_inline) > self.header.limits.inline_bytes_max {
             return Err(Status::NoSpace);
         }
-        self.check_claims(claims, &plan.references, writer.uploads_from)
+        self.check_claims(claims, &plan.references)
     }
 
     /// Carries the plan out, all but the inode.
@@ -148,7 +141,7 @@ impl Namespace {
 
     pub(super) fn write(
         &mut self,
-        writer: Writer,
+        session: SessionId,
         ino: InodeId,
         (patches, claims): (&[Patch], &[ChunkClaim]),
         kill_privileges: bool,
@@ -158,13 +151,13 @@ impl Namespace {
         if patches.is_empty() || patches.len() > limits::WRITE_PATCHES_MAX {
             return Err(Status::InvalidArgument);
         }
-        let claims = gather_claims(claims, writer.session)?;
+        let claims = gather_claims(claims, session)?;
         let mut first = None;
         for patch in patches {
             let offset = self.plan_patch(&mut plan, patch, &claims)?;
             first.get_or_insert(offset);
         }
-        self.check_plan(&plan, &claims, writer)?;
+        self.check_plan(&plan, &claims)?;
         self.check_room()?;
         plan.file.data_version += 1;
         let file = self.store_plan(plan, &claims);
@@ -174,29 +167,29 @@ impl Namespace {
             if kill_privileges {
                 inode.kill_privileges();
             }
-            inode.file_mut().map(|old| *old = file);
+            inode.set_file(file);
         });
         Ok(Replied::Written { offset: first.unwrap_or(0), attributes: self.attributes(ino)? })
     }
 
-    pub(super) fn fold(&mut self, writer: Writer, at: SlotAt, (patches, claims): (&[Patch], &[ChunkClaim])) -> Result<Replied, Status> {
+    pub(super) fn fold(&mut self, session: SessionId, at: SlotAt, (patches, claims): (&[Patch], &[ChunkClaim])) -> Result<Replied, Status> {
         let file = self.file(at.ino)?;
         let visible = self.store.slot(at.ino, at.index).filter(|slot| !file.hides(at.index, slot.born));
         let old = visible.filter(|slot| slot.version == at.version).ok_or(Status::Conflict)?;
         if patches.len() > limits::WRITE_PATCHES_MAX || !covers(patches, old, at.index, file.size) {
             return Err(Status::InvalidArgument);
         }
-        let claims = gather_claims(claims, writer.session)?;
+        let claims = gather_claims(claims, session)?;
         let mut plan = Plan::new(at.ino, file);
         self.plan_slot(&mut plan, at.index).splice(0, limits::SLOT_BYTES as u32, None, &mut References::new());
         old.unreference(&mut plan.references);
         for patch in patches {
             self.plan_patch(&mut plan, patch, &claims)?;
         }
-        self.check_plan(&plan, &claims, writer)?;
+        self.check_plan(&plan, &claims)?;
         let file = self.store_plan(plan, &claims);
         self.store.update_inode(at.ino, |inode| {
-            inode.file_mut().map(|old| *old = file);
+            inode.set_file(file);
         });
         Ok(Replied::Done)
     }
@@ -238,7 +231,7 @@ impl Namespace {
         }
         let file = self.store_plan(plan, &Claims::new());
         self.store.update_inode(ino, |inode| {
-            inode.file_mut().map(|old| *old = file);
+            inode.set_file(file);
         });
         if cut {
             self.effects.push(Effect::Cut(ino));
@@ -274,7 +267,9 @@ impl Namespace {
             let (blocks, end) = self.free_slots(ino, 0, &mut visits, |_, _| true);
             if end.is_some() {
                 self.store.update_inode(ino, |inode| {
-                    inode.file_mut().map(|file| file.blocks -= blocks);
+                    if let Some(file) = inode.file_mut() {
+                        file.blocks -= blocks;
+                    }
                 });
                 break;
             }
@@ -310,7 +305,7 @@ impl Namespace {
         Ok(Replied::Done)
     }
 
-    /// Frees slots from `from` on that `chosen` picks, at least one, until the visits are used up. Gives the blocks freed, and where to go on.
+    /// Frees slots from `from` on that `chosen` picks, until the visits are used up. Gives the blocks freed, and where to go on.
     fn free_slots(&mut self, ino: InodeId, from: u64, visits: &mut usize, chosen: impl Fn(u64, &Slot) -> bool) -> (u64, Option<u64>) {
         let (mut references, mut freed, mut blocks, mut next) = (References::new(), Vec::new(), 0, None);
         for (index, slot) in self.store.slots_from(ino, from) {
@@ -334,7 +329,7 @@ impl Namespace {
     }
 }
 
-/// The cuts after a truncation from slot `from` on. What the new one hides as well is dropped. `Busy` while too many wait to be trimmed.
+/// The cuts after a truncation from slot `from` on. What the new one hides as well is dropped. `Busy` while too many wait.
 fn cuts_after(file: &File, from: u64, cut: bool) -> Result<Box<[Cut]>, Status> {
     let mut cuts: Vec<Cut> = file.cuts.iter().copied().filter(|cut| cut.from < from).collect();
     if cut {

@@ -146,7 +146,7 @@ impl Slot {
 
     /// Replaces `start..end` by the content, or by a hole.
     pub fn splice(&mut self, start: u32, end: u32, content: Option<Content>, references: &mut References) {
-        debug_assert!(start < end && u64::from(end) <= limits::SLOT_BYTES);
+        assert!(start < end && u64::from(end) <= limits::SLOT_BYTES, "a range within a slot");
         // Neighbours that only touch are taken along: they may continue the new piece.
         let first = self.pieces.partition_point(|piece| piece.end() < start);
         let last = self.pieces.partition_point(|piece| piece.start <= end);

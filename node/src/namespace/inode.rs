@@ -135,6 +135,13 @@ impl Inode {
         if let Body::File(file) = &mut self.body { Some(file) } else { None }
     }
 
+    /// Replaces what is stored of a regular file.
+    pub fn set_file(&mut self, new: File) {
+        if let Body::File(file) = &mut self.body {
+            *file = new;
+        }
+    }
+
     pub fn directory(&self) -> Option<&Directory> {
         if let Body::Directory(directory) = &self.body { Some(directory) } else { None }
     }

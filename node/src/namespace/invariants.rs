@@ -7,7 +7,7 @@ use dfs::types::{ChunkHash, InodeId, ROOT};
 
 use super::Namespace;
 use super::extents::Content;
-use super::inode::Body;
+use super::inode::{Body, Cut, Inode};
 use super::store::{Key, Record};
 
 /// What the tables say about one inode.
@@ -65,24 +65,7 @@ pub(super) fn check(namespace: &Namespace) {
     for (key, record) in namespace.store.records() {
         match (key, record) {
             (Key::Inode(ino), Record::Inode(inode)) => {
-                let seen = seen.remove(&ino).unwrap_or_default();
-                match &inode.body {
-                    Body::Directory(directory) => {
-                        let names = u32::from(inode.links > 0 && ino != ROOT);
-                        assert_eq!(seen.names, names, "a directory has one name until it is removed");
-                        let links = if inode.links == 0 { 0 } else { 2 + seen.subdirectories };
-                        assert_eq!(inode.links, links, "links of a directory");
-                        assert_eq!(seen.entries, directory.entries, "entries of a directory");
-                    }
-                    Body::File(file) => {
-                        assert_eq!(inode.links, seen.names, "links of a file");
-                        assert_eq!(file.blocks, seen.blocks, "blocks of a file");
-                        assert!(file.cuts.len() <= limits::CUTS_MAX, "cuts are bounded");
-                        let ordered = |pair: &[super::inode::Cut]| pair[0].from < pair[1].from && pair[0].generation < pair[1].generation;
-                        assert!(file.cuts.windows(2).all(ordered), "cuts are ordered");
-                    }
-                    _ => assert_eq!(inode.links, seen.names, "links of an inode"),
-                }
+                check_inode(ino, &inode, &seen.remove(&ino).unwrap_or_default());
                 assert!(ino.0 <= namespace.header.last_inode, "inode numbers come from the counter");
             }
             (Key::Chunk(hash), Record::Chunk(chunk)) => {
@@ -98,4 +81,24 @@ pub(super) fn check(namespace: &Namespace) {
     }
     assert!(references.is_empty(), "an extent refers to a chunk without a record");
     assert!(seen.is_empty(), "names or content of an inode that is gone");
+}
+
+fn check_inode(ino: InodeId, inode: &Inode, seen: &Seen) {
+    match &inode.body {
+        Body::Directory(directory) => {
+            let names = u32::from(inode.links > 0 && ino != ROOT);
+            assert_eq!(seen.names, names, "a directory has one name until it is removed");
+            let links = if inode.links == 0 { 0 } else { 2 + seen.subdirectories };
+            assert_eq!(inode.links, links, "links of a directory");
+            assert_eq!(seen.entries, directory.entries, "entries of a directory");
+        }
+        Body::File(file) => {
+            assert_eq!(inode.links, seen.names, "links of a file");
+            assert_eq!(file.blocks, seen.blocks, "blocks of a file");
+            assert!(file.cuts.len() <= limits::CUTS_MAX, "cuts are bounded");
+            let ordered = |pair: &[Cut]| pair[0].from < pair[1].from && pair[0].generation < pair[1].generation;
+            assert!(file.cuts.windows(2).all(ordered), "cuts are ordered");
+        }
+        _ => assert_eq!(inode.links, seen.names, "links of an inode"),
+    }
 }

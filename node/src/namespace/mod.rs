@@ -36,7 +36,7 @@ pub use session::{Session, SessionState};
 pub use snapshot::SnapshotLoader;
 pub use store::Usage;
 
-use content::{SlotAt, Writer};
+use content::SlotAt;
 use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
@@ -127,8 +127,7 @@ impl Namespace {
     }
 
     /// Carries out one operation of a client.
-    fn operate(&mut self, session: SessionId, uploads_from: u64, op: &Op, now: Timestamp) -> Result<Replied, Status> {
-        let writer = Writer { session, uploads_from };
+    fn operate(&mut self, session: SessionId, op: &Op, now: Timestamp) -> Result<Replied, Status> {
         match op {
             Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _ } => {
                 let new = NewInode { kind, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive };
@@ -142,10 +141,10 @@ impl Namespace {
                 self.rename(from, Place { parent: *to_parent, name: to_name }, *mode, now)
             }
             Op::SetAttributes { ino, set } => self.set_attributes(*ino, set, now),
-            Op::Write { ino, patches, chunks, kill_privileges } => self.write(writer, *ino, (patches, chunks), *kill_privileges, now),
+            Op::Write { ino, patches, chunks, kill_privileges } => self.write(session, *ino, (patches, chunks), *kill_privileges, now),
             Op::Fold { ino, slot, slot_version, patches, chunks } => {
                 let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
-                self.fold(writer, at, (patches, chunks))
+                self.fold(session, at, (patches, chunks))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use dfs::limits;
 use dfs::status::Status;
-use dfs::types::{RequestNumber, SessionId, Timestamp};
+use dfs::types::{Attributes, Instance, RequestNumber, SessionId, Timestamp};
 use dfs::wire::namespace::{Op, Replied};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub enum SessionState {
 }
 
 /// What is replicated of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     pub state: SessionState,
     /// Outcomes of requests below are forgotten: the client has them.
@@ -28,6 +28,9 @@ pub struct Session {
     pub uploads_from: u64,
     /// Remembered outcomes.
     pub outcomes: u32,
+    /// Uploads not below `uploads_from` that were live and lost their last reference, sorted. Their deletion may be on its way to
+    /// the holders, so naming one again would refer to bytes about to go. Mostly empty, because the mark rises with every request.
+    pub spent: Box<[u64]>,
 }
 
 /// What a request was answered. A type of its own, for its digest.
@@ -37,7 +40,17 @@ pub(super) struct Outcome(pub Result<Replied, Status>);
 impl Session {
     pub(super) fn digest(&self, id: SessionId) -> u64 {
         let digest = Digest::new(5).word(id.0).word(self.state as u64).word(self.answered_below);
-        digest.word(self.uploads_from).word(u64::from(self.outcomes)).end()
+        let digest = digest.word(self.uploads_from).word(u64::from(self.outcomes));
+        self.spent.iter().fold(digest, |digest, counter| digest.word(*counter)).end()
+    }
+
+    pub(super) fn weight(&self) -> u64 {
+        112 + (self.spent.len() * size_of::<u64>()) as u64
+    }
+
+    /// Whether an operation may still name that upload of the session.
+    pub fn may_name(&self, counter: u64) -> bool {
+        counter >= self.uploads_from && self.spent.binary_search(&counter).is_err()
     }
 }
 
@@ -47,15 +60,23 @@ impl Outcome {
         match &self.0 {
             Err(status) => digest.word(0).word(u64::from(status.number())).end(),
             Ok(Replied::Done) => digest.word(1).end(),
-            Ok(Replied::Entry { attributes, created }) => {
-                digest.word(2).word(u64::from(*created)).word(attributes.ino.0).word(attributes.version).end()
-            }
-            Ok(Replied::Attributes(attributes)) => digest.word(3).word(attributes.ino.0).word(attributes.version).end(),
-            Ok(Replied::Written { offset, attributes }) => {
-                digest.word(4).word(*offset).word(attributes.ino.0).word(attributes.version).end()
-            }
+            Ok(Replied::Entry { attributes, created }) => with_attributes(digest.word(2).word(u64::from(*created)), attributes),
+            Ok(Replied::Attributes(attributes)) => with_attributes(digest.word(3), attributes),
+            Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
         }
     }
+}
+
+fn with_attributes(digest: Digest, attributes: &Attributes) -> u64 {
+    // Taken apart by name, so that a field added later is not forgotten.
+    let Attributes { ino, kind, mode, uid, gid, links, size, blocks, atime, mtime, ctime, rdev, version, data_version, parent } =
+        *attributes;
+    let mut digest = digest.word(ino.0).word((kind as u64) << 48 | u64::from(mode) << 32 | u64::from(links));
+    digest = digest.word(u64::from(uid) << 32 | u64::from(gid)).word(size).word(blocks);
+    for time in [atime, mtime, ctime] {
+        digest = digest.word(time.seconds as u64).word(u64::from(time.nanos));
+    }
+    digest.word(u64::from(rdev)).word(version).word(data_version).word(parent.0).end()
 }
 
 /// Whether the same request under the same number may succeed later, so that its outcome must not be remembered.
@@ -67,11 +88,11 @@ impl Namespace {
     pub(super) fn open_session(&mut self, id: SessionId) -> Result<Replied, Status> {
         let session = match self.store.session(id) {
             Some(session) if session.state == SessionState::Open => return Ok(Replied::Done),
-            Some(session) => Session { state: SessionState::Open, ..*session },
+            Some(session) => Session { state: SessionState::Open, ..session.clone() },
             // A late message must not bring a session back whose requests are forgotten.
             None if id == SessionId(0) || self.header.ended_sessions.contains(&id) => return Err(Status::SessionGone),
             None if self.store.sessions().len() >= limits::SESSIONS_MAX => return Err(Status::Busy),
-            None => Session { state: SessionState::Open, answered_below: 1, uploads_from: 1, outcomes: 0 },
+            None => Session { state: SessionState::Open, answered_below: 1, uploads_from: 1, outcomes: 0, spent: Box::default() },
         };
         self.store.put_session(id, Some(session));
         self.effects.push(Effect::SessionOpened(id));
@@ -79,7 +100,7 @@ impl Namespace {
     }
 
     pub(super) fn expire_session(&mut self, id: SessionId) -> Result<Replied, Status> {
-        let session = *self.store.session(id).ok_or(Status::SessionGone)?;
+        let session = self.store.session(id).ok_or(Status::SessionGone)?.clone();
         self.store.put_session(id, Some(Session { state: SessionState::Expired, ..session }));
         Ok(Replied::Done)
     }
@@ -107,11 +128,14 @@ impl Namespace {
 
     /// Raises the marks, forgets what the client has, revives an expired session.
     pub(super) fn raise_marks(&mut self, id: SessionId, answered_below: u64, uploads_from: u64) -> Result<Replied, Status> {
-        let old = *self.store.session(id).ok_or(Status::SessionGone)?;
-        let mut session = old;
+        let old = self.store.session(id).ok_or(Status::SessionGone)?.clone();
+        let mut session = old.clone();
         session.answered_below = old.answered_below.max(answered_below);
         session.uploads_from = old.uploads_from.max(uploads_from);
         session.state = SessionState::Open;
+        if session.uploads_from > old.uploads_from && !old.spent.is_empty() {
+            session.spent = old.spent.iter().copied().filter(|&counter| counter >= session.uploads_from).collect();
+        }
         if session.answered_below > old.answered_below && old.outcomes > 0 {
             for number in self.store.outcomes_below(id, session.answered_below) {
                 self.store.put_outcome(id, number, None);
@@ -129,7 +153,7 @@ impl Namespace {
 
     /// Executes a request, or answers what it was answered the first time.
     pub(super) fn request(&mut self, id: SessionId, number: u64, op: &Op, now: Timestamp) -> Result<Replied, Status> {
-        let session = *self.store.session(id).ok_or(Status::SessionGone)?;
+        let session = self.store.session(id).ok_or(Status::SessionGone)?;
         if number < session.answered_below {
             return Err(Status::TooOld);
         }
@@ -139,12 +163,34 @@ impl Namespace {
         if number - session.answered_below >= limits::SESSION_WINDOW {
             return Err(Status::Busy);
         }
-        let outcome = self.operate(id, session.uploads_from, op, now);
+        let outcome = self.operate(id, op, now);
         if !outcome.as_ref().is_err_and(|status| is_passing(*status)) {
             self.store.put_outcome(id, number, Some(Outcome(outcome.clone())));
-            self.store.put_session(id, Some(Session { outcomes: session.outcomes + 1, ..session }));
+            self.change_session(id, |session| session.outcomes += 1);
         }
         outcome
+    }
+
+    fn change_session(&mut self, id: SessionId, change: impl FnOnce(&mut Session)) {
+        let Some(mut session) = self.store.session(id).cloned() else { return };
+        change(&mut session);
+        self.store.put_session(id, Some(session));
+    }
+
+    /// An upload that was live is deleted: its session must not name it again.
+    pub(super) fn spend(&mut self, Instance { session: id, counter }: Instance) {
+        if !self.store.session(id).is_some_and(|session| session.may_name(counter)) {
+            return;
+        }
+        self.change_session(id, |session| {
+            let mut spent = session.spent.to_vec();
+            spent.insert(spent.partition_point(|&other| other < counter), counter);
+            if spent.len() > limits::SPENT_UPLOADS_MAX {
+                // A client that never raises its mark has it raised; what it still had below, it must upload anew.
+                session.uploads_from = spent.remove(0) + 1;
+            }
+            session.spent = spent.into();
+        });
     }
 
     /// What the request was answered, if it has been executed and not forgotten.
@@ -159,7 +205,7 @@ impl Namespace {
             for number in self.store.outcomes_below(id, u64::MAX) {
                 self.store.put_outcome(id, number, None);
             }
-            if let Some(session) = self.store.session(id).copied() {
+            if let Some(session) = self.store.session(id).cloned() {
                 self.store.put_session(id, Some(Session { outcomes: 0, ..session }));
             }
         }

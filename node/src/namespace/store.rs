@@ -119,7 +119,7 @@ impl Record {
             (_, Record::Inode(inode)) => inode.weight(),
             (_, Record::Slot(slot)) => slot.weight(),
             (_, Record::Chunk(chunk)) => chunk.weight(),
-            (_, Record::Session(_)) => 96,
+            (_, Record::Session(session)) => session.weight(),
             (_, Record::Outcome(_)) => 256,
             (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
         }
@@ -369,7 +369,7 @@ impl Store {
 
     /// The first record with a greater key, tables in the order of [`Key`].
     fn first_after(&self, key: Option<&Key>) -> Option<(Key, Record)> {
-        fn next<'a, K: Ord, R>(table: &'a BTreeMap<K, R>, after: Option<K>) -> Option<(&'a K, &'a R)> {
+        fn next<K: Ord, R>(table: &BTreeMap<K, R>, after: Option<K>) -> Option<(&K, &R)> {
             match after {
                 None => table.first_key_value(),
                 Some(key) => table.range((Excluded(key), Unbounded)).next(),
@@ -408,6 +408,7 @@ impl Store {
     }
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
 fn inode_row((ino, inode): (&InodeId, &Box<Inode>)) -> (Key, Record) {
     (Key::Inode(*ino), Record::Inode(inode.clone()))
 }
@@ -416,6 +417,7 @@ fn entry_row(((directory, name), entry): (&(InodeId, NameBytes), &Entry)) -> (Ke
     (Key::Entry(*directory, name.clone()), Record::Entry(*entry))
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
 fn slot_row(((ino, index), slot): (&(InodeId, u64), &Box<Slot>)) -> (Key, Record) {
     (Key::Slot(*ino, *index), Record::Slot(slot.clone()))
 }
@@ -425,9 +427,10 @@ fn chunk_row((hash, chunk): (&ChunkHash, &ChunkRecord)) -> (Key, Record) {
 }
 
 fn session_row((id, session): (&SessionId, &Session)) -> (Key, Record) {
-    (Key::Session(*id), Record::Session(*session))
+    (Key::Session(*id), Record::Session(session.clone()))
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
 fn outcome_row(((id, number), outcome): (&(SessionId, u64), &Box<Outcome>)) -> (Key, Record) {
     (Key::Outcome(*id, *number), Record::Outcome(outcome.clone()))
 }

@@ -111,13 +111,12 @@ impl Node {
     }
 
     pub(super) fn on_join_refused(&mut self, failure: Failure) {
-        if let Some((_, address)) = failure.leader {
-            if address != self.config.address
-                && self.joining.candidates.len() < limits::NODES_MAX
-                && self.joining.candidates.insert(address)
-            {
-                self.joining.ask_at = self.now;
-            }
+        if let Some((_, address)) = failure.leader
+            && address != self.config.address
+            && self.joining.candidates.len() < limits::NODES_MAX
+            && self.joining.candidates.insert(address)
+        {
+            self.joining.ask_at = self.now;
         }
         if failure.status == Status::Conflict {
             // This incarnation was declared dead while it asked.
@@ -184,7 +183,10 @@ impl Node {
         let heard = group.is_leader() || self.now.since(self.leader_heard) < limits::ELECTION_TIMEOUT;
         let caught_up = group.leader().is_some() && heard && group.applied_index() >= group.commit_index();
         let member = self.namespace.map().is_living(self.id) && self.namespace.map().epoch == self.map.epoch;
-        let voted = !self.vote_is_wanting() || self.now.since(since) >= limits::VOTE_WAIT_MAX;
+        // While two configurations decide together the old one must not lose anybody either: a node that says "ready" then would invite
+        // its caller to stop the only old voter.
+        let settled = !group.configuration().is_joint() && !self.vote_is_wanting();
+        let voted = settled || self.now.since(since) >= limits::VOTE_WAIT_MAX;
         if caught_up && member && voted {
             self.stage = Stage::Serving;
             tracing::info!(cluster = %self.cluster, node = %self.id, "ready");

@@ -58,6 +58,13 @@ struct Deletion {
     attempts: u32,
 }
 
+/// Deletions that travel together.
+struct Batch {
+    holder: NodeId,
+    attempts: u32,
+    items: Vec<(ChunkHash, Instance)>,
+}
+
 /// A leader's memory of its term.
 pub(super) struct Leading {
     term: Term,
@@ -180,20 +187,24 @@ impl Leading {
     }
 
     /// Deletions that are due, by holder and number of attempts, in batches.
-    fn due_deletions(&mut self, now: Time) -> Vec<(NodeId, u32, Vec<(ChunkHash, Instance)>)> {
-        let mut batches: BTreeMap<(NodeId, u32), Vec<Vec<(ChunkHash, Instance)>>> = BTreeMap::new();
+    fn due_deletions(&mut self, now: Time) -> Vec<Batch> {
+        let mut batches: Vec<Batch> = Vec::new();
+        let mut open: BTreeMap<(NodeId, u32), usize> = BTreeMap::new();
         while let Some(entry) = self.deletions.first_entry() {
             if entry.key().0 > now {
                 break;
             }
-            let deletion = entry.remove();
-            let lists = batches.entry((deletion.holder, deletion.attempts)).or_default();
-            match lists.last_mut().filter(|list| list.len() < limits::CHUNK_ITEMS_MAX) {
-                Some(list) => list.push(deletion.item),
-                None => lists.push(vec![deletion.item]),
+            let Deletion { holder, item, attempts } = entry.remove();
+            let index = open.get(&(holder, attempts)).copied().filter(|&index| batches[index].items.len() < limits::CHUNK_ITEMS_MAX);
+            match index {
+                Some(index) => batches[index].items.push(item),
+                None => {
+                    open.insert((holder, attempts), batches.len());
+                    batches.push(Batch { holder, attempts, items: vec![item] });
+                }
             }
         }
-        batches.into_iter().flat_map(|((holder, attempts), lists)| lists.into_iter().map(move |list| (holder, attempts, list))).collect()
+        batches
     }
 
     /// Asserts that indexes agree and bounds hold.
@@ -237,9 +248,7 @@ impl Node {
         if look {
             leading.next_duties = now + limits::DUTY_INTERVAL;
         }
-        for (holder, attempts, items) in due {
-            self.send_deletion(holder, attempts, items);
-        }
+        due.into_iter().for_each(|batch| self.send_deletion(batch));
         if look {
             self.pursue_founding();
             self.pursue_contacts();
@@ -252,10 +261,10 @@ impl Node {
     /// Proposes a command of the leader's own, once.
     pub(super) fn pursue(&mut self, duty: Duty, command: Command) {
         let now = self.now;
-        if self.leading.as_mut().is_some_and(|leading| leading.take_up(now, duty)) {
-            if let Err(status) = self.propose(command) {
-                tracing::debug!(?duty, %status, "not proposed");
-            }
+        if self.leading.as_mut().is_some_and(|leading| leading.take_up(now, duty))
+            && let Err(status) = self.propose(command)
+        {
+            tracing::debug!(?duty, %status, "not proposed");
         }
     }
 
@@ -312,6 +321,11 @@ impl Node {
             let request = Request::Ping { term, epoch, sent: now };
             self.ask(node, request, Purpose::Ping(node), limits::PING_TIMEOUT);
         }
+        // A leader that is cut off hears nobody and knows nothing about them. What it proposed in that state would come true when it
+        // leads again: it would take every voter out of the cluster at once.
+        if !self.group.as_ref().is_some_and(|group| group.can_read(now, now)) {
+            return;
+        }
         for node in dead {
             tracing::warn!(%node, "declaring dead");
             self.pursue(Duty::Dead(node), Command::MarkDead { node });
@@ -360,10 +374,12 @@ impl Node {
             if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
         let trim: Vec<InodeId> = self.namespace.cuts_pending().take(limits::REAP_BATCH_MAX).collect();
         // One at a time: until it is applied nobody may open what it names.
-        if !reap.is_empty() && leading.reaping.is_empty() && self.propose(Command::Reap { inos: reap.clone() }).is_ok() {
-            if let Some(leading) = &mut self.leading {
-                leading.reaping = reap.into_iter().collect();
-            }
+        if !reap.is_empty()
+            && leading.reaping.is_empty()
+            && self.propose(Command::Reap { inos: reap.clone() }).is_ok()
+            && let Some(leading) = &mut self.leading
+        {
+            leading.reaping = reap.into_iter().collect();
         }
         if !trim.is_empty() {
             self.pursue(Duty::Trim, Command::Trim { inos: trim });
@@ -394,7 +410,8 @@ impl Node {
         }
     }
 
-    fn send_deletion(&mut self, holder: NodeId, attempts: u32, items: Vec<(ChunkHash, Instance)>) {
+    fn send_deletion(&mut self, batch: Batch) {
+        let Batch { holder, attempts, items } = batch;
         if holder == self.id {
             let check = self.instance_check();
             items.iter().for_each(|(hash, instance)| _ = self.chunks.delete(hash, *instance, check));

@@ -138,7 +138,8 @@ impl Node {
         let usage = self.namespace.usage();
         let free = self.namespace.limits().namespace_bytes_max.saturating_sub(usage.namespace_bytes);
         let used = usage.referenced_bytes.saturating_add(usage.inline_bytes);
-        space::space(&self.map, |node| self.stored_on(node), used, usage.inodes, free)
+        let metadata = space::Metadata { inodes: usage.inodes, taken: usage.namespace_bytes, free };
+        space::space(&self.map, |node| self.stored_on(node), used, metadata)
     }
 
     /// Bytes stored on a node, as far as known.

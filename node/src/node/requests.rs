@@ -145,6 +145,11 @@ impl Node {
 
     fn put(&mut self, epoch: Epoch, hash: ChunkHash, instance: Instance, bytes: Bytes) -> Result<(), Status> {
         self.check_placement(epoch, &hash)?;
+        // The copy of the namespace lives inside the same budget.
+        let taken = self.chunks.usage().charged.saturating_add(self.namespace.usage().namespace_bytes);
+        if taken.saturating_add(bytes.len() as u64) > self.config.memory && !self.chunks.contains(&hash) {
+            return Err(Status::Full);
+        }
         self.chunks.put(self.now, hash, instance, bytes)
     }
 

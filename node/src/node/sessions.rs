@@ -82,7 +82,7 @@ impl Node {
 
     /// A session's sign of life, once leadership is proven. Tells whether the session exists.
     pub(super) fn renew(&mut self, session: SessionId, answered_below: RequestNumber, uploads_from: u64, heard: Time) -> bool {
-        let Some(state) = self.namespace.session(session).copied() else { return false };
+        let Some(state) = self.namespace.session(session).cloned() else { return false };
         let Some(leading) = &mut self.leading else { return false };
         leading.leases.renew(heard, session);
         if state.state == SessionState::Expired {

@@ -39,15 +39,25 @@ fn capacity_of(mut rooms: Vec<u64>, replicas: u8) -> u64 {
     fitting(&rooms, copies as u64)
 }
 
-/// Sizes after replication. `stored`: what a node is known to store.
-pub(super) fn space(map: &ClusterMap, stored: impl Fn(NodeId) -> u64, used: u64, inodes: u64, namespace_free: u64) -> Space {
-    let rooms: Vec<u64> = map.storage_nodes().map(|member| member.memory).collect();
-    let free: Vec<u64> = map.storage_nodes().map(|member| member.memory.saturating_sub(stored(member.id))).collect();
+/// What the namespace takes and may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Metadata {
+    pub inodes: u64,
+    /// Memory it takes on every node, inside what the node lends.
+    pub taken: u64,
+    pub free: u64,
+}
+
+/// Sizes after replication. `stored`: what a node is known to store; `used`: bytes of content, once.
+pub(super) fn space(map: &ClusterMap, stored: impl Fn(NodeId) -> u64, used: u64, metadata: Metadata) -> Space {
+    let room = |memory: u64| memory.saturating_sub(metadata.taken);
+    let rooms: Vec<u64> = map.storage_nodes().map(|member| room(member.memory)).collect();
+    let free: Vec<u64> = map.storage_nodes().map(|member| room(member.memory).saturating_sub(stored(member.id))).collect();
     let capacity = capacity_of(rooms, map.replicas).max(used);
     // Deletions take a moment to reach the nodes; what is deleted counts as free only where it is free, or writes would be refused.
     let free_now = fitting(&free, map.receipts_needed() as u64);
     let available = (capacity - used).min(free_now);
-    Space { capacity, used, available, inodes, inodes_available: namespace_free / INODE_BYTES_TYPICAL }
+    Space { capacity, used, available, inodes: metadata.inodes, inodes_available: metadata.free / INODE_BYTES_TYPICAL }
 }
 
 #[cfg(test)]

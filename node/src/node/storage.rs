@@ -69,6 +69,7 @@ impl Node {
             self.storage.audit_failed(now);
             return;
         }
+        self.storage.audit_after = now + limits::AUDIT_INTERVAL;
         let items = self.chunks.audit_batch(now, limits::CHUNK_ITEMS_MAX);
         if items.is_empty() {
             return;

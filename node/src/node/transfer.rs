@@ -163,10 +163,10 @@ impl Node {
         incoming.loader.push(payload)?;
         incoming.next += 1;
         let next = incoming.next;
-        if slice.last {
-            if let Some(incoming) = self.transfers.incoming.take() {
-                self.install(slice, incoming)?;
-            }
+        if slice.last
+            && let Some(incoming) = self.transfers.incoming.take()
+        {
+            self.install(slice, incoming)?;
         }
         Ok(next)
     }

@@ -54,16 +54,12 @@ pub(super) fn check(raft: &Raft<Log>, configuration: &Configuration, from: NodeI
     }
 }
 
-/// Term 0 would make the library take it for its own; huge numbers would overflow.
-fn is_plausible_term(raft: &Raft<Log>, term: u64) -> bool {
-    term > 0 && term < NUMBER_MAX && term <= raft.term.saturating_add(TERM_JUMP_MAX)
-}
-
 /// The place of a snapshot in the log.
 pub(super) fn check_place(raft: &Raft<Log>, index: u64, term: u64) -> Result<(), Status> {
     if index > 0 && index < NUMBER_MAX && is_plausible_term(raft, term) { Ok(()) } else { Err(Status::Malformed) }
 }
 
+/// Huge numbers would overflow.
 fn check_numbers(raft: &Raft<Log>, message: &RaftMessage) -> Result<(), Status> {
     let numbers = [message.term, message.log_term, message.index, message.commit, message.commit_term, message.reject_hint];
     let sane = numbers.iter().all(|&number| number < NUMBER_MAX)
@@ -71,6 +67,11 @@ fn check_numbers(raft: &Raft<Log>, message: &RaftMessage) -> Result<(), Status> 
         && message.request_snapshot == 0
         && (message.entries.is_empty() || message.kind == RaftKind::Append);
     if sane { Ok(()) } else { Err(Status::Malformed) }
+}
+
+/// A message of term 0 would be taken for the library's own.
+fn is_plausible_term(raft: &Raft<Log>, term: u64) -> bool {
+    term > 0 && term < NUMBER_MAX && term <= raft.term.saturating_add(TERM_JUMP_MAX)
 }
 
 /// A term has one leader.

@@ -165,6 +165,8 @@ impl Group {
         if start == Start::Founder {
             let campaign = group.node.campaign();
             assert!(campaign.is_ok(), "a single voter elects itself");
+            let configuration = group.configuration.clone();
+            group.outputs.push_back(Output::Configured { index: applied, term: Term(1), configuration });
         }
         group.settle();
         group
@@ -323,7 +325,8 @@ impl Group {
     /// ask again later.
     pub fn can_read(&self, now: Time, received: Time) -> bool {
         let raft = &self.node.raft;
-        let lease = self.settings.election.mul_f64(0.9);
+        // The rest is for clocks whose rates differ.
+        let lease = self.settings.election * 9 / 10;
         raft.state == StateRole::Leader
             && raft.apply_to_current_term()
             && raft.raft_log.applied >= raft.raft_log.committed
