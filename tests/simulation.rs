@@ -19,7 +19,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
-    let (mut count, mut total, mut deaths) = (0, Stats::default(), 0);
+    let (mut count, mut total, mut deaths, mut frames, mut seconds) = (0, Stats::default(), 0, 0, 0);
     let mut failures = Vec::new();
     for seed in seeds {
         match run_seed(seed, None) {
@@ -30,6 +30,8 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
                 count += 1;
                 total.add(&report.stats);
                 deaths += report.declared_dead;
+                frames += report.frames;
+                seconds += report.virtual_seconds;
             }
             Err(why) => {
                 println!("DFS_SEED={seed} cargo test --test simulation one_seed -- --nocapture   # {why:.2000}");
@@ -37,7 +39,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
             }
         }
     }
-    println!("{count} seeds, {deaths} incarnations declared dead: {total:?}");
+    println!("{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead: {total:?}");
     assert!(failures.is_empty(), "seeds {failures:?} failed");
 }
 
@@ -87,43 +89,43 @@ fn a_deduplicated_upload_races_the_deletion_of_the_last_reference() {
     }
 }
 
-/// Runs seeds until the checks catch the planted bug.
-fn planted(sabotage: Sabotage, most: u64) {
-    for seed in 0..most {
+/// Shows that the checks catch a planted bug: by the seed that is known to, else by whichever does first.
+fn planted(sabotage: Sabotage, known: u64) {
+    for seed in std::iter::once(known).chain(0..200) {
         if let Err(why) = run_seed(seed, Some(sabotage)) {
-            println!("{sabotage:?} was caught by seed {seed}, number {}: {why:.300}", seed + 1);
+            println!("{sabotage:?} was caught by seed {seed}: {why:.300}");
             return;
         }
     }
-    panic!("{sabotage:?} was not caught within {most} seeds");
+    panic!("{sabotage:?} was not caught");
 }
 
 #[test]
 fn planted_ack_before_commit() {
-    planted(Sabotage::AckBeforeCommit, 100);
+    planted(Sabotage::AckBeforeCommit, 0);
 }
 
 #[test]
 fn planted_one_receipt() {
-    planted(Sabotage::OneReceipt, 100);
+    planted(Sabotage::OneReceipt, 0);
 }
 
 #[test]
 fn planted_reuse_raft_id() {
-    planted(Sabotage::ReuseRaftId, 100);
+    planted(Sabotage::ReuseRaftId, 0);
 }
 
 #[test]
 fn planted_forget_request_table() {
-    planted(Sabotage::ForgetRequestTable, 100);
+    planted(Sabotage::ForgetRequestTable, 0);
 }
 
 #[test]
 fn planted_drop_instance_check() {
-    planted(Sabotage::DropInstanceCheck, 100);
+    planted(Sabotage::DropInstanceCheck, 0);
 }
 
 #[test]
 fn planted_read_from_deposed() {
-    planted(Sabotage::ReadFromDeposed, 100);
+    planted(Sabotage::ReadFromDeposed, 0);
 }

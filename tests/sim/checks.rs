@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dfs::cluster_map::MemberState;
-use dfs::types::{ChunkHash, Instance, NodeId, SessionId, Term};
+use dfs::cluster_map::ClusterMap;
+use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId, Term};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
@@ -17,6 +17,9 @@ pub struct Checks {
     states: BTreeMap<u64, (NodeId, u64)>,
     /// Where each incarnation was when last looked at.
     applied: BTreeMap<NodeId, u64>,
+    /// The newest epoch applied anywhere, and who lived in it.
+    epoch: Epoch,
+    living: BTreeSet<NodeId>,
     /// Incarnations that a leader declared dead.
     pub dead: BTreeSet<NodeId>,
     turns: u64,
@@ -44,10 +47,22 @@ impl Checks {
         if self.applied.insert(id, applied) != Some(applied) {
             let state_hash = node.namespace().state_hash();
             let (first, hash) = *self.states.entry(applied).or_insert((id, state_hash));
-            let dead = node.map().members.iter().filter(|member| member.state == MemberState::Dead);
-            self.dead.extend(dead.map(|member| member.id));
+            self.look_at_map(node.namespace().map());
             assert_eq!(hash, state_hash, "{id} and {first} differ after applying entry {applied}");
         }
+    }
+
+    /// Who left the living from one epoch to a later one is dead.
+    fn look_at_map(&mut self, map: &ClusterMap) {
+        if map.epoch <= self.epoch {
+            return;
+        }
+        let living: BTreeSet<NodeId> = map.members.iter().filter(|member| map.is_living(member.id)).map(|member| member.id).collect();
+        if std::env::var_os("DFS_SIM_LOG").is_some() {
+            eprintln!("epoch {}: living {living:x?}, voters {:x?}", map.epoch, map.voters);
+        }
+        self.dead.extend(self.living.difference(&living));
+        (self.epoch, self.living) = (map.epoch, living);
     }
 
     pub fn check_all_invariants(&self, world: &World) {
@@ -55,8 +70,18 @@ impl Checks {
     }
 }
 
-/// Why the cluster is not at rest yet; `None` when it is. Uploads of dead sessions may linger.
-pub fn unrest(world: &World, expected_nodes: usize, dead_sessions: &BTreeSet<SessionId>) -> Option<String> {
+/// What a cluster at rest looks like.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub nodes: usize,
+    /// Living holders of each referenced chunk, at least.
+    pub copies: usize,
+    /// Uploads of these may linger.
+    pub dead_sessions: BTreeSet<SessionId>,
+}
+
+/// Why the cluster is not at rest yet; `None` when it is.
+pub fn unrest(world: &World, expected: &Expected) -> Option<String> {
     let nodes: Vec<&Node> = world.nodes().map(|(_, node)| node).collect();
     let leaders: Vec<&&Node> = nodes.iter().filter(|node| node.leads().is_some()).collect();
     let [leader] = leaders[..] else { return Some(format!("{} leaders", leaders.len())) };
@@ -70,35 +95,38 @@ pub fn unrest(world: &World, expected_nodes: usize, dead_sessions: &BTreeSet<Ses
     let map = leader.map();
     let ids: BTreeSet<NodeId> = nodes.iter().map(|node| node.id()).collect();
     let living: BTreeSet<NodeId> = map.members.iter().filter(|member| map.is_living(member.id)).map(|member| member.id).collect();
-    if living != ids || ids.len() != expected_nodes {
-        return Some(format!("the map has {living:?} living, in fact there are {ids:?} of {expected_nodes}"));
+    if living != ids || ids.len() != expected.nodes {
+        return Some(format!("the map has {living:?} living, in fact there are {ids:?} of {}", expected.nodes));
     }
     let voters: BTreeSet<NodeId> = map.voters.iter().copied().collect();
     if voters.len() != 3 || !voters.is_subset(&ids) {
         return Some(format!("voters are {voters:?} of {ids:?}"));
     }
-    unrest_of_chunks(leader, &nodes, dead_sessions)
+    unrest_of_chunks(leader, &nodes, expected)
 }
 
 /// Referenced bytes are where the namespace says, and nothing else is anywhere.
-fn unrest_of_chunks(leader: &Node, nodes: &[&Node], dead_sessions: &BTreeSet<SessionId>) -> Option<String> {
+fn unrest_of_chunks(leader: &Node, nodes: &[&Node], expected: &Expected) -> Option<String> {
     let records: Vec<ChunkPlace> = leader.namespace().chunk_places().collect();
     let by_id: BTreeMap<NodeId, &Node> = nodes.iter().map(|node| (node.id(), *node)).collect();
     let mut wanted: BTreeMap<NodeId, BTreeSet<(ChunkHash, Instance)>> = BTreeMap::new();
     for record in &records {
         let living: Vec<NodeId> = record.holders.iter().copied().filter(|holder| by_id.contains_key(holder)).collect();
-        if living.is_empty() {
-            return Some(format!("nobody alive holds {:?}, which is referenced; its holders were {:?}", record.hash, record.holders));
+        if living.len() < expected.copies {
+            return Some(format!("{:?} has living holders {living:?} of {:?}", record.hash, record.holders));
         }
         living.iter().for_each(|holder| _ = wanted.entry(*holder).or_default().insert((record.hash, record.instance)));
     }
     for (id, node) in &by_id {
         let held: BTreeSet<(ChunkHash, Instance)> = node.chunks().uploads().collect();
         let wanted = wanted.remove(id).unwrap_or_default();
-        if let Some(missing) = wanted.difference(&held).next() {
+        // An upload of a dead session stands for the live one as long as the namespace expects that it may be committed.
+        let stands_in =
+            |hash: &ChunkHash| held.iter().any(|(other, instance)| other == hash && expected.dead_sessions.contains(&instance.session));
+        if let Some(missing) = wanted.difference(&held).find(|(hash, _)| !stands_in(hash)) {
             return Some(format!("{id} should hold {missing:?} and does not ({} of {} held)", held.len(), wanted.len()));
         }
-        if let Some(garbage) = held.difference(&wanted).find(|(_, instance)| !dead_sessions.contains(&instance.session)) {
+        if let Some(garbage) = held.difference(&wanted).find(|(_, instance)| !expected.dead_sessions.contains(&instance.session)) {
             return Some(format!("{id} holds {garbage:?}, which is garbage ({} held, {} wanted)", held.len(), wanted.len()));
         }
     }

@@ -17,6 +17,7 @@ pub type Pid = usize;
 pub type ConnectionId = u64;
 
 /// What reaches one end of a connection.
+#[allow(clippy::large_enum_variant)] // Nearly all are frames.
 #[derive(Clone, Debug)]
 pub enum Arrival {
     Up(Hello),

@@ -49,6 +49,14 @@ pub enum Fault {
         length: u64,
         stop: Option<u64>,
     },
+    /// A machine with a node and a client is suspended; its way to the other nodes comes back a little later than it does.
+    Suspend {
+        host: usize,
+        client: usize,
+        others: Vec<usize>,
+        length: u64,
+        later: u64,
+    },
     /// A bit flips in some chunks of a node.
     Corrupt {
         host: usize,
@@ -149,7 +157,14 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
         let host = random.below(hosts as u64) as usize;
         // Long enough for another leader, too short to be declared dead by it.
         let deposing = 1000 * MILLISECOND + random.below(1500 * MILLISECOND);
-        let fault = match random.below(10) {
+        let fault = match random.below(12) {
+            10 | 11 => Fault::Suspend {
+                host: LEADER,
+                client: nodes.len() + random.below(clients as u64) as usize,
+                others: all.clone(),
+                length: 1500 * MILLISECOND + random.below(900 * MILLISECOND),
+                later: 200 * MILLISECOND + random.below(200 * MILLISECOND),
+            },
             7 => Fault::Pause { host: LEADER, length: deposing },
             8 => {
                 // With some clients on its side.

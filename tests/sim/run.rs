@@ -11,7 +11,7 @@ use dfs::types::{Address, InodeId, NodeId, ROOT, SessionId};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
-use super::checks::{Checks, unrest};
+use super::checks::{Checks, Expected, unrest};
 use super::network::{Host, Pid};
 use super::plan::{Fault, LEADER, Plan};
 use super::workload::{Ground, REGISTERS, Stats, Workload, create};
@@ -193,7 +193,8 @@ impl Run {
         // A call that its own process slept through may take longer.
         if self.slept.get(&client).is_none_or(|woke| *woke < began) {
             workload.stats.slowest_ns = workload.stats.slowest_ns.max(took);
-            let limit = limits::OP_TIMEOUT.as_nanos() as u64 + SECOND;
+            // The deadline counts anew from progress: an upload done, a part of a large write.
+            let limit = 2 * limits::OP_TIMEOUT.as_nanos() as u64;
             assert!(took <= limit, "call {token} of {client} took {} ms: {result:?}", took / MILLISECOND);
         }
         if let Some(actor) = workload.on_answer(token, result) {
@@ -254,6 +255,7 @@ impl Run {
             Fault::Slow { host, by, length } => Fault::Slow { host: one(host), by, length },
             Fault::Resets { count } => Fault::Resets { count },
             Fault::Mute { host, towards, length, stop } => Fault::Mute { host: one(host), towards, length, stop },
+            Fault::Suspend { host, client, others, length, later } => Fault::Suspend { host: one(host), client, others, length, later },
             Fault::Corrupt { host, count } => Fault::Corrupt { host: one(host), count },
         }
     }
@@ -292,6 +294,11 @@ impl Run {
             Fault::Mute { host, towards, length, .. } => {
                 towards.iter().for_each(|to| self.world.block(*host, *to));
                 self.alarm(*length, Alarm::End(fault.clone()));
+            }
+            Fault::Suspend { host, client, others, length, later } => {
+                self.begin(Fault::Partition { from: vec![*host], to: others.clone(), both: true, length: length + later });
+                self.begin(Fault::Pause { host: *client, length: *length });
+                self.begin(Fault::Pause { host: *host, length: *length });
             }
             Fault::Resets { count } => {
                 for _ in 0..*count {
@@ -373,15 +380,29 @@ impl Run {
     /// Starts all nodes and waits until they are one cluster.
     pub fn form(&mut self) {
         let addresses = self.addresses();
-        self.start_node(0, Start::Bootstrap { replicas: limits::REPLICAS_DEFAULT });
-        for host in 1..self.plan.nodes.len() {
-            self.start_node(host, Start::Join(addresses.clone()));
+        // In any order.
+        let mut hosts: Vec<Host> = (0..self.plan.nodes.len()).collect();
+        while !hosts.is_empty() {
+            let host = hosts.swap_remove(self.world.random.below(hosts.len() as u64) as usize);
+            let founder = Start::Bootstrap { replicas: limits::REPLICAS_DEFAULT };
+            self.start_node(host, if host == 0 { founder } else { Start::Join(addresses.clone()) });
+            let pause = self.world.random.below(500 * MILLISECOND);
+            self.run_for(pause);
         }
-        let count = self.plan.nodes.len();
         self.run_until(30 * SECOND, "forming the cluster", |run| {
             let waiting = run.world.processes.values().find(|process| !process.ready);
-            waiting.map(|process| format!("process {} is not ready", process.pid)).or_else(|| unrest(&run.world, count, &BTreeSet::new()))
+            waiting.map(|process| format!("process {} is not ready", process.pid)).or_else(|| unrest(&run.world, &run.expected(true)))
         });
+    }
+
+    /// What the cluster looks like at rest. Without repair a loss leaves chunks with fewer copies.
+    pub fn expected(&self, linger: bool) -> Expected {
+        let damaged = !self.checks.dead.is_empty() || self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Corrupt { .. }));
+        Expected {
+            nodes: self.plan.nodes.len(),
+            copies: if damaged { 1 } else { limits::REPLICAS_DEFAULT as usize },
+            dead_sessions: if linger { self.killed_sessions.clone() } else { BTreeSet::new() },
+        }
     }
 
     fn make(&mut self, client: Pid, parent: InodeId, name: &str, kind: NewKind) -> InodeId {
@@ -437,14 +458,15 @@ impl Run {
             let busy = run.workload.as_ref().map_or(0, Workload::busy);
             (busy > 0).then(|| format!("{busy} calls wait"))
         });
-        let count = self.plan.nodes.len();
-        self.run_until(150 * SECOND, "coming to rest", |run| unrest(&run.world, count, &run.killed_sessions));
+        self.run_until(150 * SECOND, "coming to rest", |run| unrest(&run.world, &run.expected(true)));
         if self.plan.seed.is_multiple_of(16) && !self.killed_sessions.is_empty() {
             // Sooner or later dead sessions are given up, too.
             let patience = limits::SESSION_COURTESY.as_nanos() as u64 + 150 * SECOND;
-            self.run_until(patience, "forgetting dead sessions", |run| unrest(&run.world, count, &BTreeSet::new()));
+            self.run_until(patience, "forgetting dead sessions", |run| unrest(&run.world, &run.expected(false)));
         }
         self.checks.check_all_invariants(&self.world);
+        let dead = &self.checks.dead;
+        assert!(dead.len() <= 1, "no fault gave reason to declare {dead:?} dead");
     }
 
     /// Reads everything back through a client that knows nothing.

@@ -1,7 +1,5 @@
 //! Scripted scenarios: races too narrow to be left to chance.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 
 use dfs::client::{Call, Reply};
@@ -68,8 +66,7 @@ pub fn upload_races_deletion(plan: Plan) {
             run.run_for(SECOND);
         }
     }
-    let count = run.plan.nodes.len();
-    run.run_until(60 * SECOND, "collecting the garbage", |run| unrest(&run.world, count, &BTreeSet::new()));
+    run.run_until(60 * SECOND, "collecting the garbage", |run| unrest(&run.world, &run.expected(false)));
     let stored: u64 = run.world.nodes().map(|(_, node)| node.chunks().usage().stored).sum();
     assert_eq!(stored, 0, "everything was deleted");
 }

@@ -28,6 +28,7 @@ enum Event {
     Wake(Pid),
     /// The dialler's Hello reaches the accepter.
     Dial(ConnectionId),
+    DialAgain(ConnectionId),
     DialTimeout(ConnectionId),
     Arrive(ConnectionId, usize, Arrival),
     /// Has the partition outlasted what the connection bears?
@@ -276,6 +277,13 @@ impl World {
         match event {
             Event::Wake(pid) => self.on_wake(pid),
             Event::Dial(id) => self.on_dial(id),
+            Event::DialAgain(id) => {
+                let Some(connection) = self.network.connections.get(&id) else { return };
+                if !self.network.is_blocked(connection.ends[0].host, connection.ends[1].host) {
+                    let latency = self.network.latency(id, 0);
+                    self.schedule(self.now + latency, Event::Dial(id));
+                }
+            }
             Event::DialTimeout(id) => {
                 let opening = self.network.connections.get(&id).is_some_and(|one| one.ends[0].state == EndState::Opening);
                 if opening {
@@ -298,7 +306,7 @@ impl World {
     fn subject(&self, event: &Event) -> Option<Pid> {
         let end = |id: &ConnectionId, end: usize| self.network.connections.get(id).map(|one| one.ends[end].pid);
         match event {
-            Event::Wake(_) | Event::Alarm(_) => None,
+            Event::Wake(_) | Event::Alarm(_) | Event::DialAgain(_) => None,
             Event::Dial(id) => end(id, 1),
             Event::DialTimeout(id) => end(id, 0),
             Event::Arrive(id, to, _) | Event::Echo(id, to, _) => end(id, *to),
@@ -383,7 +391,8 @@ impl World {
         self.schedule(self.now + limits::HANDSHAKE_TIMEOUT.as_nanos() as u64, Event::DialTimeout(id));
         let Some(to) = to else { return self.schedule(self.now + latency, refuse(id)) };
         if self.network.is_blocked(host, to) {
-            return;
+            // TCP asks again after a second.
+            return self.schedule(self.now + SECOND, Event::DialAgain(id));
         }
         match accepter {
             Some(_) => self.schedule(self.now + latency, Event::Dial(id)),

@@ -327,6 +327,11 @@ impl Node {
             let request = Request::Ping { term, epoch, sent: now };
             self.ask(node, request, Purpose::Ping(node), limits::PING_TIMEOUT);
         }
+        // A leader that is cut off hears nobody and knows nothing about them. What it proposed in that state would come true when it
+        // leads again: it would take every voter out of the cluster at once.
+        if !self.group.as_ref().is_some_and(|group| group.can_read(now, now)) {
+            return;
+        }
         for node in dead {
             tracing::warn!(%node, "declaring dead");
             self.pursue(Duty::Dead(node), Command::MarkDead { node });
