@@ -213,6 +213,10 @@ pub const VOTE_WAIT_MAX: Duration = Duration::from_secs(8);
 pub const DUTY_INTERVAL: Duration = Duration::from_millis(100);
 /// A leader proposes a command of its own again if it was not applied by then.
 pub const DUTY_RETRY: Duration = Duration::from_secs(1);
+/// An inode without a name is not reaped before this long after it lost its last one: who looked the name up just before may still open it.
+pub const REAP_GRACE: Duration = Duration::from_millis(400);
+/// Inodes that enjoy that grace at once; the others are reaped as soon as nobody holds them.
+pub const SPARED_MAX: usize = 16_384;
 /// Unlinked or truncated files in one command that frees part of them.
 pub const REAP_BATCH_MAX: usize = 64;
 /// Uploads to be deleted that a leader keeps in mind; the rest is found by audits.

@@ -83,6 +83,8 @@ pub(super) struct Leading {
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
     pub(super) reaping: BTreeSet<InodeId>,
+    /// Inodes that lost their last name a moment ago, and until when they are spared: who looked one up before may still open it.
+    spared: BTreeMap<InodeId, Time>,
     deletions: Deletions,
     deletion_number: u64,
     next_duties: Time,
@@ -101,6 +103,7 @@ impl Leading {
             holds: Holds::default(),
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
+            spared: BTreeMap::new(),
             deletions: BTreeMap::new(),
             deletion_number: 0,
             next_duties: now,
@@ -133,6 +136,13 @@ impl Leading {
     pub fn on_ping_failed(&mut self, node: NodeId) {
         if let Some(contact) = self.contacts.get_mut(&node) {
             contact.pinging = false;
+        }
+    }
+
+    /// The inode lost its last name. Beyond the bound nothing is spared.
+    fn spare(&mut self, now: Time, ino: InodeId) {
+        if self.spared.len() < limits::SPARED_MAX {
+            self.spared.insert(ino, now + limits::REAP_GRACE);
         }
     }
 
@@ -214,7 +224,7 @@ impl Leading {
     /// Asserts that indexes agree and bounds hold.
     pub fn check_invariants(&self) {
         self.holds.check_invariants();
-        assert!(self.deletions.len() <= limits::DELETIONS_MAX);
+        assert!(self.deletions.len() <= limits::DELETIONS_MAX && self.spared.len() <= limits::SPARED_MAX);
         assert!(self.contacts.len() <= limits::NODES_MAX);
     }
 }
@@ -373,9 +383,12 @@ impl Node {
 
     /// Unlinked inodes that nobody holds are freed, and so is what truncations cut off, in slices.
     fn pursue_orphans(&mut self) {
-        let Some(leading) = &self.leading else { return };
+        let now = self.now;
+        let Some(leading) = &mut self.leading else { return };
+        leading.spared.retain(|_, until| now < *until);
+        let leading = &*leading;
         let told = self.namespace.sessions().all(|(session, _)| leading.holds.is_whole(session));
-        let free = |ino: &InodeId| !leading.holds.is_held(*ino);
+        let free = |ino: &InodeId| !leading.holds.is_held(*ino) && !leading.spared.contains_key(ino);
         let reap: Vec<InodeId> =
             if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
         let trim: Vec<InodeId> = self.namespace.cuts_pending().take(limits::REAP_BATCH_MAX).collect();
@@ -412,7 +425,8 @@ impl Node {
                 leading.holds.end(session);
                 leading.wake(now);
             }
-            Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
+            Effect::Orphaned(ino) => leading.spare(now, ino),
+            Effect::MapChanged | Effect::Cut(_) => leading.wake(now),
         }
     }
 
