@@ -319,7 +319,9 @@ impl Node {
         leading.proven_dead.retain(|node| members.contains_key(node));
         let (mut ping, mut dead) = (Vec::new(), Vec::new());
         for (&node, _) in members.iter().filter(|(_, state)| **state != MemberState::Dead) {
-            let heard = leading.predecessor.filter(|&(leader, _)| leader == node).map_or(now, |(_, at)| at);
+            // Some of the silence must fall into this term: who was cut off for a moment has to be given the time to answer.
+            let window = now - (limits::NODE_DEAD_AFTER - limits::PREDECESSOR_PATIENCE);
+            let heard = leading.predecessor.filter(|&(leader, _)| leader == node).map_or(now, |(_, at)| at.max(window));
             let fresh = Contact { heard, load: Load::default(), ping_at: now, pinging: false };
             let contact = leading.contacts.entry(node).or_insert(fresh);
             if let Some(at) = self.group.as_ref().and_then(|group| group.heard_at(node)) {
