@@ -1,4 +1,5 @@
 //! Nodes die, stop and fill up under a live mount: real processes, real signals, and the promises that must hold meanwhile.
+#![allow(clippy::disallowed_methods)]
 
 mod common;
 
