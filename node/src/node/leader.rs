@@ -385,9 +385,9 @@ impl Node {
 
     /// Unlinked inodes that nobody holds are freed, and so is what truncations cut off, in slices.
     fn pursue_orphans(&mut self) {
-        let now = self.now;
+        let (now, roomy) = (self.now, self.is_roomy());
         let Some(leading) = &mut self.leading else { return };
-        leading.spared.retain(|_, until| now < *until);
+        leading.spared.retain(|_, until| roomy && now < *until);
         let leading = &*leading;
         let told = self.namespace.sessions().all(|(session, _)| leading.holds.is_whole(session));
         let free = |ino: &InodeId| !leading.holds.is_held(*ino) && !leading.spared.contains_key(ino);
@@ -407,13 +407,19 @@ impl Node {
         }
     }
 
+    /// Whether unlinked inodes may keep their space for a moment: writes are refused by what is stored, theirs included.
+    fn is_roomy(&self) -> bool {
+        let usage = self.namespace.usage();
+        usage.charged_bytes + usage.namespace_bytes <= self.namespace.capacity() / 2
+    }
+
     /// What applying an entry asks of a leader.
     pub(super) fn on_effect(&mut self, effect: Effect) {
         if effect == Effect::MapChanged {
             let map = self.namespace.map().clone();
             self.adopt_map(&map);
         }
-        let now = self.now;
+        let (now, roomy) = (self.now, self.is_roomy());
         let Some(leading) = &mut self.leading else { return };
         match effect {
             Effect::Deleted { hash, instance, holders } => {
@@ -427,8 +433,8 @@ impl Node {
                 leading.holds.end(session);
                 leading.wake(now);
             }
-            Effect::Orphaned(ino) => leading.spare(now, ino),
-            Effect::MapChanged | Effect::Cut(_) => leading.wake(now),
+            Effect::Orphaned(ino) if roomy => leading.spare(now, ino),
+            Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
         }
     }
 
