@@ -32,8 +32,8 @@ pub const CUTS_MAX: usize = 8;
 pub const INLINE_RUN_BYTES_MAX: usize = 16 << 10;
 /// A slot with more extents is offered for folding.
 pub const FOLD_EXTENTS_MIN: usize = 8;
-/// A slot with more inline bytes is offered for folding.
-pub const FOLD_INLINE_BYTES_MIN: usize = 64 << 10;
+/// So is one of which more than this part is inline, if that is more than may rest inline.
+pub const FOLD_INLINE_SHARE: u64 = 16;
 /// Inline bytes in one answer about a file's layout.
 pub const EXTENTS_INLINE_BYTES_MAX: usize = 1 << 20;
 /// Uploads of one session that were live and deleted while the session might still name them.
@@ -159,6 +159,17 @@ pub const CLIENT_FOLDS_MAX: usize = 4096;
 /// A client folds a slot after this many separate small writes, or this many bytes of them.
 pub const FOLD_AFTER_WRITES: u32 = 64;
 pub const FOLD_AFTER_BYTES: u64 = 256 << 10;
+/// A slot that rests with too many inline bytes is folded once it was left alone for this long; by readers after twice that.
+pub const FOLD_REST_AFTER: Duration = Duration::from_secs(2);
+/// Slots that a client remembers to fold at rest; what is beyond is left to whoever reads it.
+pub const FOLD_REST_SLOTS_MAX: usize = 1 << 16;
+/// Time between two folds at rest, while nobody waits for the client and while somebody does.
+pub const FOLD_PACE_IDLE: Duration = Duration::from_millis(1);
+pub const FOLD_PACE_BUSY: Duration = Duration::from_millis(20);
+/// Folds of one client that are under way.
+pub const FOLDS_RUNNING_MAX: usize = 4;
+/// A client that was told that there is no room for inline content sends chunks for this long without trying.
+pub const INLINE_FULL_PAUSE: Duration = Duration::from_secs(5);
 /// Most chunks that one write commits.
 pub const WRITE_CHUNKS_MAX: usize = 16;
 /// Run of zeros that a large write turns into a hole.
@@ -252,6 +263,7 @@ const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);
 const _: () = assert!(FOLD_EXTENTS_MIN < SLOT_EXTENTS_MAX && SLOT_EXTENTS_MAX <= COMMAND_VISITS_MAX);
+const _: () = assert!(SLOT_BYTES / FOLD_INLINE_SHARE >= INLINE_WRITE_BYTES_MAX as u64);
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));

@@ -63,6 +63,7 @@ pub(super) enum Alarm {
     Fetch(u64),
     Upload(u64),
     Job(u64),
+    Fold,
 }
 
 /// A call in progress, or work of the core's own.
@@ -269,6 +270,7 @@ impl Core {
                 Alarm::Fetch(id) => self.on_fetch_alarm(now, id),
                 Alarm::Upload(id) => self.advance_upload(now, id),
                 Alarm::Job(id) => self.on_job_alarm(now, id),
+                Alarm::Fold => {} // the pump begins what is due
             }
         }
         self.pump(now);
@@ -312,6 +314,7 @@ impl Core {
     pub fn check_invariants(&self) {
         self.links.check_invariants();
         self.cache.check_invariants();
+        self.folds.check_invariants();
         assert_eq!(self.alarms.len(), self.armed.len());
         assert!(self.internal.is_empty());
         let in_flight: usize = self.uploads.values().filter(|upload| upload.started).map(|upload| upload.bytes.len()).sum();
@@ -332,6 +335,9 @@ impl Core {
     }
 
     pub(super) fn arm(&mut self, at: Time, alarm: Alarm) {
+        if self.armed.get(&alarm) == Some(&at) {
+            return;
+        }
         if let Some(before) = self.armed.insert(alarm, at) {
             self.alarms.remove(&(before, alarm));
         }
@@ -409,7 +415,7 @@ impl Core {
         }
         self.asks.clear();
         self.ops_waiting.clear();
-        for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map] {
+        for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map, Alarm::Fold] {
             self.disarm(alarm);
         }
         self.internal.clear();

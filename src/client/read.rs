@@ -175,9 +175,9 @@ impl Core {
                 }
                 let more = covered_end < asked_end.min(attributes.size);
                 if whole {
+                    self.folds.hint(now, ino, &fold, &extents);
                     let layout = Layout { version, covered, extents, chunks };
                     self.layouts.insert(ino, Arc::new(layout));
-                    self.folds.hint(ino, &fold);
                 }
                 if more { self.ask_layout(now, id, None) } else { self.on_gathered(now, id) }
             }
@@ -195,10 +195,12 @@ impl Core {
             let members = self.map.as_ref().map(|map| map.members.clone()).unwrap_or_default();
             return self.finish(now, id, Ok(Reply::Located(Located { attributes, extents, chunks, members })));
         }
-        if let Purpose::Fold { slot, .. } = read.purpose
-            && !read.fold.iter().any(|(at, _)| *at == slot)
-        {
-            return self.finish(now, id, Ok(Reply::Done)); // nothing to gain any more
+        if let Purpose::Fold { slot, waiter } = read.purpose {
+            let gains = read.fold.iter().any(|(at, _)| *at == slot);
+            // What was unlinked goes away by itself.
+            if !gains || (attributes.links == 0 && waiter.is_none()) {
+                return self.finish(now, id, Ok(Reply::Done));
+            }
         }
         let end = read.range.end().min(attributes.size);
         let wanted = ByteRange { offset: read.range.offset, length: end.saturating_sub(read.range.offset) };

@@ -101,7 +101,7 @@ impl Core {
             return self.finish(now, id, Err(status));
         }
         self.write_bytes += length;
-        let pieces = plan(at, &bytes, limits::INLINE_WRITE_BYTES_MAX);
+        let pieces = plan(at, &bytes, self.folds.inline_max(now));
         self.begin_batches(now, id, pieces, length);
     }
 
@@ -203,7 +203,7 @@ impl Core {
         if let Replied::Written { offset, attributes } = replied {
             let offset = *write.offset.get_or_insert(offset);
             let (ino, done) = (write.ino, write.batches.is_empty());
-            self.folds.note_written(ino, offset, &batch.patches, attributes.size);
+            self.folds.note_written(now, ino, offset, &batch.patches, attributes.size);
             if done {
                 return self.finish(now, id, Ok(Reply::Replied(Replied::Written { offset, attributes })));
             }
@@ -303,6 +303,7 @@ impl Core {
 
     /// The cluster has no room for inline content: the same bytes as chunks.
     fn outline(&mut self, now: Time, id: u64) {
+        self.folds.on_inline_full(now);
         let Some(Work::Write(write)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return };
         let Some(batch) = write.batches.front_mut() else { return };
         let mut uploads = Vec::new();
@@ -344,7 +345,7 @@ impl Core {
         };
         if let Some((ino, slot, waiter)) = waiter {
             tracing::debug!(%ino, slot, done, "fold ended");
-            self.folds.on_ended();
+            self.folds.on_ended(ino, slot);
             self.internal.extend(waiter.map(|job| Internal::Folded { job }));
         }
     }

@@ -181,6 +181,8 @@ impl Layout {
 
 impl Slot {
     fn gains_by_folding(&self) -> bool {
-        self.pieces().len() > limits::FOLD_EXTENTS_MIN || self.inline_bytes() > limits::FOLD_INLINE_BYTES_MIN as u64
+        let end = self.pieces().last().map_or(0, |piece| u64::from(piece.end()));
+        let rest = (end / limits::FOLD_INLINE_SHARE).max(limits::INLINE_REST_BYTES_MAX as u64);
+        self.pieces().len() > limits::FOLD_EXTENTS_MIN || self.inline_bytes() > rest
     }
 }
