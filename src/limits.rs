@@ -114,7 +114,7 @@ pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Silence after which a node is declared dead.
 pub const NODE_DEAD_AFTER: Duration = Duration::from_millis(2000);
 /// A new leader gives the one before it at least this long to answer, however long it had been silent.
-pub const PREDECESSOR_PATIENCE: Duration = Duration::from_millis(1000);
+pub const PREDECESSOR_PATIENCE: Duration = Duration::from_millis(1500);
 /// Silence after which a voter may be replaced by a spare without proof of its death.
 pub const VOTER_REPLACE_AFTER: Duration = Duration::from_secs(5);
 /// Lease of a session.

@@ -221,7 +221,7 @@ impl Core {
         write.retries += 1;
         let hopeless = write.retries > RETRIES_MAX || matches!(kind, Kind::Fold { .. }) && status != Status::MissingReceipts;
         if hopeless {
-            return self.finish(now, id, Err(status));
+            return self.finish(now, id, Err(if status == Status::Reclaiming { Status::NoSpace } else { status }));
         }
         match status {
             Status::MissingReceipts | Status::StaleMap => {
@@ -230,6 +230,10 @@ impl Core {
             }
             Status::Conflict if !batch.chunks.is_empty() => {
                 write.retry = Retry::Anew;
+                self.retry_later(now, id);
+            }
+            Status::Reclaiming => {
+                write.retry = Retry::Commit;
                 self.retry_later(now, id);
             }
             Status::NoSpace if batch.patches.iter().any(|patch| matches!(patch.source, Source::Inline(_))) => {

@@ -413,6 +413,13 @@ impl Node {
         usage.charged_bytes + usage.namespace_bytes <= self.namespace.capacity() / 2
     }
 
+    /// Whether space is about to be freed that counts as used, so that whoever was refused should ask again.
+    pub(super) fn is_reclaiming(&self) -> bool {
+        let Some(leading) = &self.leading else { return false };
+        let free = |ino: InodeId| !leading.holds.is_held(ino);
+        self.namespace.cuts_pending().next().is_some() || self.namespace.orphans().take(limits::COMMAND_VISITS_MAX).any(free)
+    }
+
     /// What applying an entry asks of a leader.
     pub(super) fn on_effect(&mut self, effect: Effect) {
         if effect == Effect::MapChanged {
