@@ -82,8 +82,8 @@ enum Step {
         ino: InodeId,
         sequence: u64,
     },
-    /// A hold taken again by a new session; its failure shows when the file is used.
-    HoldAgain,
+    /// A hold for a directory stream, or taken again by a new session; its failure shows when the inode is used.
+    HoldUnawaited,
     List {
         token: u64,
         handle: Handle,
@@ -132,7 +132,7 @@ impl Translator {
             Step::Hold { ino } => self.on_hold(ino, result),
             Step::Truncate { ino, opener } => self.on_truncated(ino, opener, result),
             Step::Release { ino, sequence } => self.on_released(ino, sequence, result),
-            Step::HoldAgain => {}
+            Step::HoldUnawaited => {}
             Step::List { token, handle, offset, plus } => self.on_listed(token, handle, offset, plus, result),
         }
     }
@@ -153,7 +153,7 @@ impl Translator {
     /// A new session has begun that holds nothing: takes again what is open.
     pub fn on_session_lost(&mut self) {
         for (ino, sequence) in self.handles.hold_again() {
-            self.call(Step::HoldAgain, client::Call::Query(Query::Hold { ino, sequence }));
+            self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
         }
     }
 
@@ -224,11 +224,16 @@ impl Translator {
             Request::OpenDirectory { ino } => {
                 let handle = self.handles.open_stream(ino);
                 self.reply(token, Reply::Opened(handle));
+                // Nobody waits for it: what is removed just now is spared for a moment anyway.
+                if let Some(sequence) = self.handles.begin_stream(ino) {
+                    self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
+                }
             }
             Request::ReadDirectory { handle, offset, plus } => return self.list(token, handle, offset, plus),
             Request::ReleaseDirectory { handle } => {
-                let reply = if self.handles.close_stream(handle) { Reply::Done } else { Reply::Error(Status::BadHandle) };
-                self.reply(token, reply);
+                let ino = self.handles.close_stream(handle).ok_or(Status::BadHandle)?;
+                self.reply(token, Reply::Done);
+                self.leave(ino);
             }
         }
         Ok(())

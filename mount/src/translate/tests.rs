@@ -260,6 +260,15 @@ fn a_directory_stream_keeps_one_batch_and_drops_it_on_rewind() {
     let mut script = Script::new();
     script.ask(Request::OpenDirectory { ino: ROOT });
     let Reply::Opened(handle) = script.reply().1 else { panic!() };
+    let (hold, call) = script.call();
+    assert!(matches!(call, client::Call::Query(Query::Hold { ino: ROOT, sequence: 1 })), "it outlives its removal while it is open");
+    script.ask(Request::OpenDirectory { ino: ROOT });
+    let Reply::Opened(other) = script.reply().1 else { panic!() };
+    script.quiet();
+    script.answer(hold, Answer::Done);
+    script.ask(Request::ReleaseDirectory { handle: other });
+    script.reply();
+    script.quiet();
     let list = |offset| Request::ReadDirectory { handle, offset, plus: true };
     let root = attributes(ROOT, FileKind::Directory);
 
@@ -295,6 +304,7 @@ fn a_directory_stream_keeps_one_batch_and_drops_it_on_rewind() {
     }
     let token = script.ask(Request::ReleaseDirectory { handle });
     assert_eq!(script.reply(), (token, Reply::Done));
+    assert!(matches!(script.call().1, client::Call::Query(Query::Release { ino: ROOT, sequence: 2 })));
     let token = script.ask(list(0));
     assert_eq!(script.reply(), (token, Reply::Error(Status::BadHandle)));
 }
