@@ -94,6 +94,17 @@ fn unlinked_files_live_until_the_last_close_on_any_mount() {
     };
     check(&at_a);
     drop(at_a);
+    // So does a directory; nothing is found in it, and nothing can be made.
+    let gone = a.path().join("gone");
+    fs::create_dir(&gone).unwrap();
+    let directory = File::open(&gone).unwrap();
+    fs::read_dir(&gone).unwrap().for_each(drop);
+    fs::remove_dir(b.path().join("gone")).unwrap();
+    let inside = PathBuf::from(format!("/proc/self/fd/{}/file", directory.as_raw_fd()));
+    assert_eq!(errno(File::create(&inside)), libc::ENOENT);
+    std::thread::sleep(2 * dfs::limits::REAP_GRACE);
+    assert_eq!(directory.metadata().unwrap().nlink(), 0);
+    assert_eq!(errno(File::create(&inside)), libc::ENOENT);
     check(&at_b);
     at_b.metadata().unwrap();
     drop(at_b);

@@ -94,6 +94,16 @@ impl<W> Handles<W> {
         }
     }
 
+    /// Counts a directory stream in, which does not wait for the hold. `Some`: ask for it under this number.
+    pub fn begin_stream(&mut self, ino: InodeId) -> Option<u64> {
+        if let Some(open) = self.inodes.get_mut(&ino) {
+            open.users += 1;
+            return None;
+        }
+        self.inodes.insert(ino, OpenInode { users: 1, waiting: None });
+        Some(self.sequence())
+    }
+
     /// Counts an opener in whose hold was granted together with the inode's creation.
     pub fn begin_created(&mut self, ino: InodeId) {
         self.inodes.entry(ino).or_insert(OpenInode { users: 0, waiting: None }).users += 1;
@@ -157,9 +167,9 @@ impl<W> Handles<W> {
         handle
     }
 
-    /// Ends a directory stream.
-    pub fn close_stream(&mut self, handle: Handle) -> bool {
-        self.streams.remove(&handle).is_some()
+    /// Ends a directory stream; answers its inode.
+    pub fn close_stream(&mut self, handle: Handle) -> Option<InodeId> {
+        self.streams.remove(&handle).map(|stream| stream.ino)
     }
 
     /// The directory of a stream.
