@@ -4,6 +4,7 @@
 //!
 //! Rounds alternate between the two systems, so that the machine's noise hits both; medians are printed. The baseline is libfuse's own
 //! example `passthrough_ll` (any FUSE daemon that takes `-f -o source=DIR MOUNTPOINT` will do); without it only our figures are printed.
+#![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -113,6 +113,8 @@ pub const RAFT_TICK: Duration = Duration::from_millis(100);
 pub const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Silence after which a node is declared dead.
 pub const NODE_DEAD_AFTER: Duration = Duration::from_millis(2000);
+/// A new leader gives the one before it at least this long to answer, however long it had been silent.
+pub const PREDECESSOR_PATIENCE: Duration = Duration::from_millis(1500);
 /// Silence after which a voter may be replaced by a spare without proof of its death.
 pub const VOTER_REPLACE_AFTER: Duration = Duration::from_secs(5);
 /// Lease of a session.
@@ -224,6 +226,10 @@ pub const VOTE_WAIT_MAX: Duration = Duration::from_secs(8);
 pub const DUTY_INTERVAL: Duration = Duration::from_millis(100);
 /// A leader proposes a command of its own again if it was not applied by then.
 pub const DUTY_RETRY: Duration = Duration::from_secs(1);
+/// An inode without a name is not reaped before this long after it lost its last one: who looked the name up just before may still open it.
+pub const REAP_GRACE: Duration = Duration::from_millis(400);
+/// Inodes that enjoy that grace at once; the others are reaped as soon as nobody holds them.
+pub const SPARED_MAX: usize = 16_384;
 /// Unlinked or truncated files in one command that frees part of them.
 pub const REAP_BATCH_MAX: usize = 64;
 /// Uploads to be deleted that a leader keeps in mind; the rest is found by audits.

@@ -62,6 +62,7 @@ pub struct Frame {
 }
 
 /// What happened on the network; an input of a core.
+#[expect(clippy::large_enum_variant, reason = "moved once or twice; a box would be an allocation for every message")]
 #[derive(Clone, Debug)]
 pub enum LinkEvent {
     /// The handshake succeeded; `peer` is what the other side said.
@@ -73,6 +74,7 @@ pub enum LinkEvent {
 }
 
 /// What a core wants of the network; an output.
+#[expect(clippy::large_enum_variant, reason = "moved once or twice; a box would be an allocation for every message")]
 #[derive(Clone, Debug)]
 pub enum LinkAction {
     /// Dial. Answered by `Up` or `Down`.

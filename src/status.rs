@@ -84,6 +84,7 @@ statuses! {
     Degraded = 57, EIO, "too few nodes";
     Conflict = 58, EIO, "the state named by the request has moved";
     TooOld = 59, EIO, "a duplicate of a request whose outcome is already forgotten";
+    Reclaiming = 61, ENOSPC, "no space yet: what was deleted is being freed";
     Internal = 60, EIO, "internal error";
 }
 

@@ -1,4 +1,5 @@
 //! Nodes die, stop and fill up under a live mount: real processes, real signals, and the promises that must hold meanwhile.
+#![allow(clippy::disallowed_methods)]
 
 mod common;
 
@@ -63,7 +64,7 @@ fn p4_killing_the_leader_during_tar_shows_only_as_a_pause() {
     assert_same_tree(&source, &mount.path().join("tree"));
     wait_until(Duration::from_secs(30), "three living voters again", || {
         let status = cluster.dfs_json(&["status"]);
-        let members = status["members"].as_array().expect("members").clone();
+        let members = status["nodes"].as_array().expect("nodes").clone();
         members.iter().filter(|member| member["voter"] == true && member["state"] == "live").count() == 3
     });
 }

@@ -1,4 +1,5 @@
 //! Bytes from people who mean no good: they lose their connection with a logged reason, nobody else notices, memory stays flat.
+#![allow(clippy::disallowed_methods)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

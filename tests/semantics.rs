@@ -1,6 +1,7 @@
 //! POSIX through the kernel: real node processes, real mounts, the calls that programs make and the errno they must see.
 //!
 //! Each test runs on two mounts of one cluster, because what one mount did must be true on the other when the call has returned.
+#![allow(clippy::disallowed_methods)]
 
 mod common;
 

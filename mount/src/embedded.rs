@@ -1,6 +1,7 @@
 //! A whole cluster inside the mount process: N nodes, each one thread with its own event loop, on free loopback ports.
 //!
 //! The same nodes that `dfs-node` runs; they talk over real sockets. The first forms the cluster, the others join it. All end with the mount.
+#![allow(clippy::disallowed_methods)] // A driver: waits by the clock.
 
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};

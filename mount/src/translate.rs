@@ -58,6 +58,11 @@ enum Step {
         token: u64,
         shape: Shape,
     },
+    /// As `Answer`, of a request that names an entry of a directory.
+    Named {
+        token: u64,
+        shape: Shape,
+    },
     Write {
         token: u64,
         length: u32,
@@ -115,6 +120,7 @@ impl Translator {
         let Some(step) = self.steps.remove(&step) else { return };
         match step {
             Step::Answer { token, shape } => self.on_answer(token, shape, result),
+            Step::Named { token, shape } => self.on_answer(token, shape, result.map_err(of_name)),
             Step::Write { token, length } => {
                 let written = result.and_then(|reply| match reply {
                     client::Reply::Replied(Replied::Written { .. }) => Ok(Reply::Written(length)),
@@ -122,7 +128,7 @@ impl Translator {
                 });
                 self.reply(token, written.unwrap_or_else(Reply::Error));
             }
-            Step::Create { token, truncate } => self.on_created(token, truncate, result),
+            Step::Create { token, truncate } => self.on_created(token, truncate, result.map_err(of_name)),
             Step::Hold { ino } => self.on_hold(ino, result),
             Step::Truncate { ino, opener } => self.on_truncated(ino, opener, result),
             Step::Release { ino, sequence } => self.on_released(ino, sequence, result),
@@ -171,7 +177,10 @@ impl Translator {
             return Err(Status::ReadOnly);
         }
         match request {
-            Request::Lookup { parent, name } => self.query(token, Shape::Entry, Query::Lookup { parent, name: Name::new(name)? }),
+            Request::Lookup { parent, name } => {
+                let query = Query::Lookup { parent, name: Name::new(name)? };
+                self.call(Step::Named { token, shape: Shape::Entry }, client::Call::Query(query));
+            }
             Request::GetAttributes { ino } => self.query(token, Shape::Attributes, Query::Attributes { ino }),
             Request::ReadLink { ino } => self.query(token, Shape::Target, Query::ReadLink { ino }),
             Request::Space => self.query(token, Shape::Space, Query::Space),
@@ -186,15 +195,15 @@ impl Translator {
                     return Err(Status::NameTooLong);
                 }
                 let op = create(parent, Name::new(name)?, kind, mode, context, true, false);
-                self.op(token, Shape::Entry, op);
+                self.name_op(token, Shape::Entry, op);
             }
-            Request::Unlink { parent, name } => self.op(token, Shape::Done, Op::Unlink { parent, name: Name::new(name)? }),
-            Request::RemoveDirectory { parent, name } => self.op(token, Shape::Done, Op::Rmdir { parent, name: Name::new(name)? }),
+            Request::Unlink { parent, name } => self.name_op(token, Shape::Done, Op::Unlink { parent, name: Name::new(name)? }),
+            Request::RemoveDirectory { parent, name } => self.name_op(token, Shape::Done, Op::Rmdir { parent, name: Name::new(name)? }),
             Request::Rename { from_parent, from_name, to_parent, to_name, mode } => {
                 let (from_name, to_name) = (Name::new(from_name)?, Name::new(to_name)?);
-                self.op(token, Shape::Done, Op::Rename { from_parent, from_name, to_parent, to_name, mode });
+                self.name_op(token, Shape::Done, Op::Rename { from_parent, from_name, to_parent, to_name, mode });
             }
-            Request::Link { ino, parent, name } => self.op(token, Shape::Entry, Op::Link { ino, parent, name: Name::new(name)? }),
+            Request::Link { ino, parent, name } => self.name_op(token, Shape::Entry, Op::Link { ino, parent, name: Name::new(name)? }),
             Request::Open { ino, mode } => {
                 let opener = Opener { token, truncate: truncation(mode, context), created: None };
                 self.open(ino, opener);
@@ -377,9 +386,8 @@ impl Translator {
                 self.handles.listing(handle, offset, plus).map_or(Reply::Error(Status::BadHandle), Reply::Listing)
             }
             Ok(_) => Reply::Error(Status::Internal),
-            // The directory was removed while it was open; Linux says so in these words.
-            Err(Status::Stale) => Reply::Error(Status::NotFound),
-            Err(status) => Reply::Error(status),
+            // The directory was removed while it was open.
+            Err(status) => Reply::Error(of_name(status)),
         };
         self.reply(token, reply);
     }
@@ -400,6 +408,10 @@ impl Translator {
         self.call(Step::Answer { token, shape }, client::Call::Op(op));
     }
 
+    fn name_op(&mut self, token: u64, shape: Shape, op: Op) {
+        self.call(Step::Named { token, shape }, client::Call::Op(op));
+    }
+
     fn call(&mut self, step: Step, call: client::Call) {
         let number = self.next_step;
         self.next_step += 1;
@@ -410,6 +422,11 @@ impl Translator {
     fn reply(&mut self, token: u64, reply: Reply) {
         self.effects.push_back(Effect::Reply { token, reply });
     }
+}
+
+/// A directory that is gone has no entries, and none can be made in it; Linux says so in these words.
+fn of_name(status: Status) -> Status {
+    if status == Status::Stale { Status::NotFound } else { status }
 }
 
 /// Brings the core's reply into the form that the request wants.
@@ -552,6 +569,31 @@ mod tests {
         let token = script.ask(Request::Unlink { parent: ROOT, name: b"..".to_vec() });
         assert_eq!(script.reply(), (token, Reply::Error(Status::InvalidArgument)));
         script.quiet();
+    }
+
+    #[test]
+    fn names_in_a_directory_that_is_gone_are_not_found() {
+        let mut script = Script::new();
+        let name = || b"a".to_vec();
+        let requests = [
+            Request::Lookup { parent: INO, name: name() },
+            Request::Make { parent: INO, name: name(), kind: NewKind::Fifo, mode: 0o600 },
+            Request::Create { parent: INO, name: name(), permissions: 0o600, mode: OpenMode::default() },
+            Request::Unlink { parent: INO, name: name() },
+            Request::RemoveDirectory { parent: INO, name: name() },
+            Request::Link { ino: InodeId(8), parent: INO, name: name() },
+            Request::Rename { from_parent: INO, from_name: name(), to_parent: ROOT, to_name: name(), mode: RenameMode::Replace },
+        ];
+        for request in requests {
+            let token = script.ask(request);
+            let (step, _) = script.call();
+            script.done(step, Err(Status::Stale));
+            assert_eq!(script.reply(), (token, Reply::Error(Status::NotFound)));
+        }
+        let token = script.ask(Request::GetAttributes { ino: INO });
+        let (step, _) = script.call();
+        script.done(step, Err(Status::Stale));
+        assert_eq!(script.reply(), (token, Reply::Error(Status::Stale)));
     }
 
     #[test]

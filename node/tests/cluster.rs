@@ -441,6 +441,21 @@ fn an_unlinked_file_lives_until_it_is_released() {
 }
 
 #[test]
+fn who_looked_a_name_up_before_it_went_may_still_open_it() {
+    let mut world = World::three(18);
+    let (opened, left) = (world.create("opened", false), world.create("left", false));
+    for text in ["opened", "left"] {
+        world.op(Op::Unlink { parent: ROOT, name: name(text) }).unwrap();
+    }
+    world.run(limits::REAP_GRACE / 2);
+    world.query(Query::Hold { ino: opened, sequence: 1 }).unwrap();
+    world.until("reaped", |world| !world.exists(left));
+    assert!(world.exists(opened));
+    world.query(Query::Release { ino: opened, sequence: 2 }).unwrap();
+    world.until("reaped", |world| !world.exists(opened));
+}
+
+#[test]
 fn a_silent_session_expires_and_a_renewal_revives_it() {
     let mut world = World::three(9);
     world.run(Duration::from_secs(6));

@@ -512,6 +512,7 @@ fn random_id() -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Drives real sockets.
 mod tests {
     use super::*;
 

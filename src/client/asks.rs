@@ -281,6 +281,7 @@ impl Core {
                 for id in self.asks.keys().copied().collect::<Vec<_>>() {
                     self.send_ask(now, id);
                 }
+                self.wake_uploads(now);
             }
             Err(Status::SessionGone) => self.end(now, Status::SessionGone, Some(Event::SessionLost)),
             Err(status) => {

@@ -153,6 +153,7 @@ fn drain<M: Machine>(machine: &mut M, net: &mut Net) {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // Drives real sockets.
 mod tests {
     use super::*;
     use crate::client::{Client, Options};

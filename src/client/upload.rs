@@ -13,7 +13,7 @@ use crate::types::{ChunkHash, Epoch, Instance, NodeId};
 use crate::wire::message::{Request, Response};
 use crate::wire::namespace::ChunkClaim;
 
-use super::core::{Alarm, Core, Internal, Purpose};
+use super::core::{Alarm, Core, Internal, Phase, Purpose};
 
 struct Attempt {
     node: NodeId,
@@ -183,7 +183,8 @@ impl Core {
     /// Sends to the next `count` nodes in the chunk's order, those that answer before those that were silent.
     fn ask_owners(&mut self, now: Time, id: u64, count: usize) {
         let upload = &self.uploads[&id];
-        if count == 0 || now < upload.retry_at {
+        // What belongs to no session that the cluster knows is garbage: a node would drop it after having given its receipt.
+        if count == 0 || now < upload.retry_at || self.phase != Phase::Ready {
             return;
         }
         let Some(map) = &self.map else { return };
@@ -194,6 +195,16 @@ impl Core {
         let epoch = map.epoch;
         for node in left.into_iter().take(count) {
             self.put(now, id, node, epoch);
+        }
+    }
+
+    /// The session is open: what was asked for before may begin.
+    pub(super) fn wake_uploads(&mut self, now: Time) {
+        for id in self.uploads.keys().copied().collect::<Vec<_>>() {
+            if let Some(upload) = self.uploads.get_mut(&id) {
+                upload.retry_at = now;
+            }
+            self.advance_upload(now, id);
         }
     }
 

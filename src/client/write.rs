@@ -224,7 +224,7 @@ impl Core {
             if let (Kind::Fold { slot, .. }, Status::Conflict) = (kind, status) {
                 self.folds.on_overtaken(now, ino, slot);
             }
-            return self.finish(now, id, Err(status));
+            return self.finish(now, id, Err(if status == Status::Reclaiming { Status::NoSpace } else { status }));
         }
         match status {
             Status::MissingReceipts | Status::StaleMap => {
@@ -233,6 +233,10 @@ impl Core {
             }
             Status::Conflict if !batch.chunks.is_empty() => {
                 write.retry = Retry::Anew;
+                self.retry_later(now, id);
+            }
+            Status::Reclaiming => {
+                write.retry = Retry::Commit;
                 self.retry_later(now, id);
             }
             Status::NoSpace if batch.patches.iter().any(|patch| matches!(patch.source, Source::Inline(_))) => {

@@ -85,8 +85,8 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x5eed);
         let choices = if random.chance(1, 4) { 5 } else { 2 };
         let count = 3 + random.below(choices) as usize;
-        let small = random.chance(1, 8);
-        let memory = if small { 3 << 20 } else { 256 << 20 };
+        let small = seed % 8 == 5;
+        let memory = if small { 1 << 20 } else { 256 << 20 };
         let mut nodes = vec![memory; count];
         // Sometimes a node only votes; three that store remain where a victim may be lost.
         if count > 3 && random.chance(1, 3) {
@@ -156,13 +156,13 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
         let brief = 50 * MILLISECOND + random.below(900 * MILLISECOND);
         let host = random.below(hosts as u64) as usize;
         // Long enough for another leader, too short to be declared dead by it.
-        let deposing = 1000 * MILLISECOND + random.below(1500 * MILLISECOND);
+        let deposing = 1000 * MILLISECOND + random.below(1000 * MILLISECOND);
         let fault = match random.below(12) {
             10 | 11 => Fault::Suspend {
                 host: LEADER,
                 client: nodes.len() + random.below(clients as u64) as usize,
                 others: all.clone(),
-                length: 1500 * MILLISECOND + random.below(900 * MILLISECOND),
+                length: 1400 * MILLISECOND + random.below(600 * MILLISECOND),
                 later: 200 * MILLISECOND + random.below(200 * MILLISECOND),
             },
             7 => Fault::Pause { host: LEADER, length: deposing },

@@ -66,7 +66,9 @@ pub fn upload_races_deletion(plan: Plan) {
             run.run_for(SECOND);
         }
     }
-    run.run_until(60 * SECOND, "collecting the garbage", |run| unrest(&run.world, &run.expected(false)));
-    let stored: u64 = run.world.nodes().map(|(_, node)| node.chunks().usage().stored).sum();
-    assert_eq!(stored, 0, "everything was deleted");
+    run.run_until(60 * SECOND, "collecting the garbage", |run| {
+        let stored: u64 = run.world.nodes().map(|(_, node)| node.chunks().usage().stored).sum();
+        let left = (stored > 0).then(|| format!("{stored} bytes are stored though everything was deleted"));
+        unrest(&run.world, &run.expected(false)).or(left)
+    });
 }

@@ -26,8 +26,10 @@ mod tests;
 use std::collections::VecDeque;
 
 use dfs::cluster_map::ClusterMap;
+use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{InodeId, NodeId, ROOT, SessionId, Timestamp};
+use dfs::wire::codec;
 use dfs::wire::namespace::{NewKind, Op, Replied};
 use serde::{Deserialize, Serialize};
 
@@ -206,7 +208,7 @@ impl Namespace {
 
     /// Equal on all nodes that have applied the same entries.
     pub fn state_hash(&self) -> u64 {
-        let header = bincode::serde::encode_to_vec(&self.header, bincode::config::standard()).expect("a header has lengths");
+        let header = codec::encode(&self.header, limits::SNAPSHOT_RECORD_BYTES_MAX).expect("a header is far smaller than its bound");
         Digest::new(8).bytes(&header).word(self.store.hash()).end()
     }
 

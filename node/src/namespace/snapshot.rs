@@ -5,6 +5,7 @@
 use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
+use dfs::wire::codec;
 use serde::{Deserialize, Serialize};
 
 use super::chunks::ChunkRecord;
@@ -47,18 +48,14 @@ pub(super) struct Outgoing {
 fn encode(row: &Row, into: &mut Vec<u8>) {
     let start = into.len();
     into.extend_from_slice(&[0; 4]);
-    bincode::serde::encode_into_std_write(row, into, bincode::config::standard()).expect("rows have lengths and a vector takes all");
+    codec::append(into, row, limits::SNAPSHOT_RECORD_BYTES_MAX).expect("a row is far smaller than its bound");
     let length = (into.len() - start - 4) as u32;
     into[start..start + 4].copy_from_slice(&length.to_le_bytes());
 }
 
 /// The one place that turns bytes into rows.
 fn decode(bytes: &[u8]) -> Result<Row, Status> {
-    let config = bincode::config::standard().with_limit::<{ 2 * limits::SNAPSHOT_RECORD_BYTES_MAX }>();
-    match bincode::serde::decode_from_slice(bytes, config) {
-        Ok((row, length)) if length == bytes.len() => Ok(row),
-        _ => Err(Status::Malformed),
-    }
+    codec::decode(bytes, limits::SNAPSHOT_RECORD_BYTES_MAX)
 }
 
 fn row_of(key: Key, record: Record) -> Row {

@@ -83,6 +83,8 @@ pub(super) struct Leading {
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
     pub(super) reaping: BTreeSet<InodeId>,
+    /// Inodes that lost their last name a moment ago, and until when they are spared: who looked one up before may still open it.
+    spared: BTreeMap<InodeId, Time>,
     deletions: Deletions,
     deletion_number: u64,
     next_duties: Time,
@@ -101,6 +103,7 @@ impl Leading {
             holds: Holds::default(),
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
+            spared: BTreeMap::new(),
             deletions: BTreeMap::new(),
             deletion_number: 0,
             next_duties: now,
@@ -133,6 +136,13 @@ impl Leading {
     pub fn on_ping_failed(&mut self, node: NodeId) {
         if let Some(contact) = self.contacts.get_mut(&node) {
             contact.pinging = false;
+        }
+    }
+
+    /// The inode lost its last name. Beyond the bound nothing is spared.
+    fn spare(&mut self, now: Time, ino: InodeId) {
+        if self.spared.len() < limits::SPARED_MAX {
+            self.spared.insert(ino, now + limits::REAP_GRACE);
         }
     }
 
@@ -214,7 +224,7 @@ impl Leading {
     /// Asserts that indexes agree and bounds hold.
     pub fn check_invariants(&self) {
         self.holds.check_invariants();
-        assert!(self.deletions.len() <= limits::DELETIONS_MAX);
+        assert!(self.deletions.len() <= limits::DELETIONS_MAX && self.spared.len() <= limits::SPARED_MAX);
         assert!(self.contacts.len() <= limits::NODES_MAX);
     }
 }
@@ -309,7 +319,9 @@ impl Node {
         leading.proven_dead.retain(|node| members.contains_key(node));
         let (mut ping, mut dead) = (Vec::new(), Vec::new());
         for (&node, _) in members.iter().filter(|(_, state)| **state != MemberState::Dead) {
-            let heard = leading.predecessor.filter(|&(leader, _)| leader == node).map_or(now, |(_, at)| at);
+            // Some of the silence must fall into this term: who was cut off for a moment has to be given the time to answer.
+            let window = now - (limits::NODE_DEAD_AFTER - limits::PREDECESSOR_PATIENCE);
+            let heard = leading.predecessor.filter(|&(leader, _)| leader == node).map_or(now, |(_, at)| at.max(window));
             let fresh = Contact { heard, load: Load::default(), ping_at: now, pinging: false };
             let contact = leading.contacts.entry(node).or_insert(fresh);
             if let Some(at) = self.group.as_ref().and_then(|group| group.heard_at(node)) {
@@ -373,9 +385,12 @@ impl Node {
 
     /// Unlinked inodes that nobody holds are freed, and so is what truncations cut off, in slices.
     fn pursue_orphans(&mut self) {
-        let Some(leading) = &self.leading else { return };
+        let (now, roomy) = (self.now, self.is_roomy());
+        let Some(leading) = &mut self.leading else { return };
+        leading.spared.retain(|_, until| roomy && now < *until);
+        let leading = &*leading;
         let told = self.namespace.sessions().all(|(session, _)| leading.holds.is_whole(session));
-        let free = |ino: &InodeId| !leading.holds.is_held(*ino);
+        let free = |ino: &InodeId| !leading.holds.is_held(*ino) && !leading.spared.contains_key(ino);
         let reap: Vec<InodeId> =
             if told { self.namespace.orphans().filter(free).take(limits::REAP_BATCH_MAX).collect() } else { Vec::new() };
         let trim: Vec<InodeId> = self.namespace.cuts_pending().take(limits::REAP_BATCH_MAX).collect();
@@ -392,13 +407,26 @@ impl Node {
         }
     }
 
+    /// Whether unlinked inodes may keep their space for a moment: writes are refused by what is stored, theirs included.
+    fn is_roomy(&self) -> bool {
+        let usage = self.namespace.usage();
+        usage.charged_bytes + usage.namespace_bytes <= self.namespace.capacity() / 2
+    }
+
+    /// Whether space is about to be freed that counts as used, so that whoever was refused should ask again.
+    pub(super) fn is_reclaiming(&self) -> bool {
+        let Some(leading) = &self.leading else { return false };
+        let free = |ino: InodeId| !leading.holds.is_held(ino);
+        self.namespace.cuts_pending().next().is_some() || self.namespace.orphans().take(limits::COMMAND_VISITS_MAX).any(free)
+    }
+
     /// What applying an entry asks of a leader.
     pub(super) fn on_effect(&mut self, effect: Effect) {
         if effect == Effect::MapChanged {
             let map = self.namespace.map().clone();
             self.adopt_map(&map);
         }
-        let now = self.now;
+        let (now, roomy) = (self.now, self.is_roomy());
         let Some(leading) = &mut self.leading else { return };
         match effect {
             Effect::Deleted { hash, instance, holders } => {
@@ -412,6 +440,7 @@ impl Node {
                 leading.holds.end(session);
                 leading.wake(now);
             }
+            Effect::Orphaned(ino) if roomy => leading.spare(now, ino),
             Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
         }
     }

@@ -128,6 +128,8 @@ impl Node {
             self.on_effect(effect);
         }
         if let Some(asker) = awaited(&entry.command).and_then(|awaited| self.waiters.waiting.remove(&awaited)) {
+            let result =
+                result.map_err(|status| if status == Status::NoSpace && self.is_reclaiming() { Status::Reclaiming } else { status });
             let answer = self.response(&entry.command, result);
             self.answer(asker, answer, Bytes::new());
         }
