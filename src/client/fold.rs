@@ -1,7 +1,7 @@
 //! Which slots to fold: those that gathered many small writes here, those that the leader hints at, those that a write found too full;
 //! and, without haste, those that were left alone with more inline bytes than may rest in the namespace.
 //!
-//! A few at a time and in the background; one that loses a race is dropped, its slot will be hinted at again.
+//! A few at a time and in the background; one that loses a race to a write is tried again when the slot rests.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -84,7 +84,7 @@ impl FoldBook {
         count.writes += u32::from(count.end != at);
         count.bytes += length;
         count.end = at + length;
-        let bytes = count.bytes;
+        let (writes, bytes) = (count.writes, count.bytes);
         if count.writes > limits::FOLD_AFTER_WRITES || count.bytes > limits::FOLD_AFTER_BYTES {
             self.forget(key);
             return self.enqueue(key.0, key.1);
@@ -93,7 +93,8 @@ impl FoldBook {
             self.counts.pop_first();
         }
         let in_slot = size.saturating_sub(key.1 * limits::SLOT_BYTES).min(limits::SLOT_BYTES);
-        if bytes > (in_slot / limits::FOLD_INLINE_SHARE).max(limits::INLINE_REST_BYTES_MAX as u64) {
+        let much = bytes > (in_slot / limits::FOLD_INLINE_SHARE).max(limits::INLINE_REST_BYTES_MAX as u64);
+        if much || writes as usize > limits::FOLD_EXTENTS_MIN {
             self.rest(key, now + limits::FOLD_REST_AFTER);
         }
     }
@@ -130,6 +131,11 @@ impl FoldBook {
     /// The fold is over.
     pub(super) fn on_ended(&mut self, ino: InodeId, slot: u64) {
         self.running.remove(&(ino, slot));
+    }
+
+    /// The fold came too late, the slot was written meanwhile: once more when it rests.
+    pub(super) fn on_overtaken(&mut self, now: Time, ino: InodeId, slot: u64) {
+        self.rest((ino, slot), now + limits::FOLD_REST_AFTER);
     }
 
     /// The cluster refused inline content for want of room.

@@ -17,6 +17,8 @@ use super::core::{Alarm, Core, Internal, Phase, Purpose};
 
 struct Attempt {
     node: NodeId,
+    /// The map by which the node was chosen.
+    epoch: Epoch,
     sent: Time,
     /// Names bytes that the node should already have, without sending them.
     linked: bool,
@@ -104,7 +106,7 @@ impl Core {
 
     pub(super) fn on_upload_answer(&mut self, now: Time, id: u64, ticket: Ticket, result: Result<Response, Status>) {
         let Some(upload) = self.uploads.get_mut(&id) else { return };
-        let Some(Attempt { node, linked, .. }) = upload.pending.remove(&ticket) else { return };
+        let Some(Attempt { node, epoch, linked, .. }) = upload.pending.remove(&ticket) else { return };
         let length = upload.bytes.len() as u64;
         match result {
             // The receipt names its incarnation, and it must be the one that was asked.
@@ -119,7 +121,10 @@ impl Core {
             Err(Status::Full) => upload.full = true,
             Err(Status::StaleMap) => {
                 upload.unreachable = true;
-                self.refresh_map(now);
+                // The newer map may have come meanwhile.
+                if self.map.as_ref().is_some_and(|map| map.epoch <= epoch) {
+                    self.refresh_map(now);
+                }
             }
             _ => upload.unreachable = true,
         }
@@ -218,7 +223,7 @@ impl Core {
         let ticket = self.send(now, &peer, request, payload, timeout, Purpose::Upload(id));
         self.loads.entry(node).or_default().outstanding += length;
         if let Some(upload) = self.uploads.get_mut(&id) {
-            upload.pending.insert(ticket, Attempt { node, sent: now, linked });
+            upload.pending.insert(ticket, Attempt { node, epoch, sent: now, linked });
         }
     }
 

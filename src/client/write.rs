@@ -221,6 +221,9 @@ impl Core {
         write.retries += 1;
         let hopeless = write.retries > RETRIES_MAX || matches!(kind, Kind::Fold { .. }) && status != Status::MissingReceipts;
         if hopeless {
+            if let (Kind::Fold { slot, .. }, Status::Conflict) = (kind, status) {
+                self.folds.on_overtaken(now, ino, slot);
+            }
             return self.finish(now, id, Err(if status == Status::Reclaiming { Status::NoSpace } else { status }));
         }
         match status {

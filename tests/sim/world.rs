@@ -8,7 +8,8 @@ use dfs::link::{Frame, Hello, LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::types::{Address, SessionId};
-use dfs::wire::message::{Body, Request};
+use dfs::wire::frame::HEADER_BYTES;
+use dfs::wire::message::{Body, Notice, Request, Response};
 use dfs::wire::{codec, handshake};
 use dfs_node::node::{Node, NodeConfig};
 
@@ -77,6 +78,38 @@ pub struct World {
     /// How many of four deletions come twice, the second time late.
     pub echoes: u64,
     pub log: bool,
+    /// What each process sent so far, by kind.
+    pub tally: BTreeMap<(Pid, &'static str), Sent>,
+    /// Messages of this kind get lost.
+    pub lossy: Option<&'static str>,
+}
+
+/// Messages of one kind from one process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    pub frames: u64,
+    /// Headers, bodies and payloads.
+    pub bytes: u64,
+}
+
+/// Kinds of messages that are counted apart.
+fn kind(body: &Body) -> &'static str {
+    match body {
+        Body::Request(Request::Map { .. }) => "Map",
+        Body::Request(Request::Renew { .. }) => "Renew",
+        Body::Request(Request::Namespace { .. }) => "Namespace",
+        Body::Request(Request::Query(_)) => "Query",
+        Body::Request(Request::Put { .. }) => "Put",
+        Body::Request(Request::LinkChunk { .. }) => "LinkChunk",
+        Body::Request(Request::Get { .. }) => "Get",
+        Body::Request(Request::Suspect { .. }) => "Suspect",
+        Body::Request(Request::Delete { .. }) => "Delete",
+        Body::Request(_) => "other request",
+        Body::Response(Ok(Response::Bytes { .. })) => "Bytes",
+        Body::Response(_) => "other response",
+        Body::Notice(Notice::Map(_)) => "map notice",
+        Body::Notice(_) => "other notice",
+    }
 }
 
 impl World {
@@ -100,6 +133,8 @@ impl World {
             frames: 0,
             echoes: 1,
             log: std::env::var_os("DFS_SIM_LOG").is_some(),
+            tally: BTreeMap::new(),
+            lossy: None,
         }
     }
 
@@ -445,6 +480,12 @@ impl World {
             eprintln!("{:>13} {pid} -> {} {:.200}", self.now, self.network.connections[&id].ends[1 - end].pid, text);
         }
         let size = bytes.len() + frame.payload.len();
+        let kind = kind(&body);
+        let sent = self.tally.entry((pid, kind)).or_default();
+        (sent.frames, sent.bytes) = (sent.frames + 1, sent.bytes + (size + HEADER_BYTES) as u64);
+        if self.lossy == Some(kind) {
+            return;
+        }
         if matches!(body, Body::Request(Request::Delete { .. })) && self.random.chance(self.echoes, 4) {
             let (after, echo) = (self.random.below(3 * SECOND), Frame { request: ECHO + self.sequence, ..frame.clone() });
             self.schedule(self.now + after, Event::Echo(id, 1 - end, echo));
