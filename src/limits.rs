@@ -131,6 +131,8 @@ pub const OP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// A client asks nodes that are full again for so long before it reports "no space": what was deleted is dropped within it.
 pub const FULL_PATIENCE: Duration = Duration::from_millis(3000);
+/// How long a loop keeps asking for events without sleeping after the last one.
+pub const SPIN_AFTER_ACTIVITY: Duration = Duration::from_micros(200);
 /// A deleted chunk stays readable this long for readers on their way.
 pub const DELETE_GRACE: Duration = Duration::from_millis(300);
 /// A client without a leader asks again after this long, at first and at most.

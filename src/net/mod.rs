@@ -104,6 +104,8 @@ pub struct Net {
     /// No accepting before, after the system refused to.
     accept_at: Time,
     now: Time,
+    /// When anything last happened.
+    active_at: Time,
 }
 
 impl Net {
@@ -133,6 +135,7 @@ impl Net {
             sweep_at: Time::NEVER,
             accept_at: Time(0),
             now: clock::now(),
+            active_at: Time(0),
         })
     }
 
@@ -189,11 +192,7 @@ impl Net {
     pub fn poll(&mut self, timeout: Option<Duration>, reports: &mut Vec<LinkEvent>) -> io::Result<()> {
         self.flush();
         let wait = self.plan_wait(timeout);
-        if let Err(error) = self.poll.poll(&mut self.events, wait)
-            && error.kind() != io::ErrorKind::Interrupted
-        {
-            return Err(error);
-        }
+        self.wait(wait)?;
         self.now = clock::now();
         self.on_events();
         self.accept();
@@ -205,6 +204,26 @@ impl Net {
         self.write_dirty();
         reports.append(&mut self.reports);
         Ok(())
+    }
+
+    /// Waits for events. While something happened a moment ago it asks without sleeping, since answers come within microseconds
+    /// and waking a sleeping processor costs more than the work that it wakes for; whoever else wants the processor goes first.
+    fn wait(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        let spin_until = self.active_at + limits::SPIN_AFTER_ACTIVITY;
+        let mut next = if self.now < spin_until { Some(Duration::ZERO) } else { wait };
+        loop {
+            match self.poll.poll(&mut self.events, next) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+                Err(error) => return Err(error),
+                Ok(()) if !self.events.is_empty() => {
+                    self.active_at = clock::now();
+                    return Ok(());
+                }
+                Ok(()) if next == wait => return Ok(()),
+                Ok(()) if clock::now() >= spin_until => next = wait,
+                Ok(()) => std::thread::yield_now(),
+            }
+        }
     }
 
     /// Writes what is queued as far as the kernel takes it.
