@@ -101,6 +101,9 @@ pub const UNAUTHENTICATED_MAX: usize = 64;
 pub const CONNECTIONS_MAX: usize = 8192;
 /// Time for a handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for each of the first dials to a peer, `DIALS_IMPATIENT` of them, since it was last heard.
+pub const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
+pub const DIALS_IMPATIENT: u32 = 4;
 /// Time for one frame to arrive once begun, counted anew on progress.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time after which a peer that never reads its answers is dropped.

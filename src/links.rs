@@ -321,8 +321,10 @@ impl Links {
         self.by_link.insert(link, slot_id);
         let hello = Hello { cluster: self.cluster, role: self.role, sender: self.sender, lane: slot.lane, expect: slot.peer.node };
         self.actions.push_back(LinkAction::Connect { link, address: slot.peer.address.clone(), hello });
-        // The driver bounds the handshake as well; this holds where no driver answers at all.
-        self.alarms.insert((now + 2 * limits::HANDSHAKE_TIMEOUT, Alarm::Dial(link)));
+        // A dial that began in an outage sleeps on after it: TCP tries again after seconds, so the first dials are given up early
+        // and made anew. Later ones are left their time, for a peer that is merely slow.
+        let patience = if slot.failures < limits::DIALS_IMPATIENT { limits::DIAL_TIMEOUT } else { 2 * limits::HANDSHAKE_TIMEOUT };
+        self.alarms.insert((now + patience, Alarm::Dial(link)));
     }
 
     fn on_up(&mut self, now: Time, link: LinkId, hello: Hello) {
