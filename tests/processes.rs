@@ -257,6 +257,24 @@ fn without_a_node_the_command_says_what_to_do() {
 }
 
 #[test]
+fn a_mount_that_cannot_be_is_said_in_one_line() {
+    let cluster = Cluster::start(1);
+    let path = |name: &str| cluster.temp.path().join(name).to_str().expect("UTF-8").to_string();
+    let nodes = cluster.addresses();
+    let mount = |nodes: &str, point: &str| run("dfs-mount", &["--nodes", nodes, "--op-timeout", "10s", point], None).failed();
+    assert!(mount(&nodes, &path("missing")).contains("missing"));
+    let file = cluster.temp.file("plain", b"x").to_str().expect("UTF-8").to_string();
+    assert!(mount(&nodes, &file).contains("plain"));
+    let mounted = Mount::new(&cluster);
+    assert!(mount(&nodes, mounted.path().to_str().expect("UTF-8")).contains("mount"));
+    let nobody = format!("127.0.0.1:{}", free_port());
+    std::fs::create_dir(path("free")).expect("a directory");
+    assert!(mount(&nobody, &path("free")).contains("dfs-node"), "says what to start");
+    let mounts = std::fs::read_to_string("/proc/mounts").expect("mounts");
+    assert!(!mounts.contains(&path("free")), "a mount that failed leaves none behind");
+}
+
+#[test]
 fn directories_and_missing_files_are_said_in_one_line() {
     let cluster = Cluster::start(1);
     let directory = cluster.temp.path().to_str().expect("UTF-8").to_string();
