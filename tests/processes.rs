@@ -113,7 +113,7 @@ fn p4_no_hang_when_the_leader_dies() {
             assert!(begun.elapsed() < OPERATION_WITHIN, "a put took {:?}", begun.elapsed());
         }
     });
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until(Duration::from_secs(10), "puts are under way", || cluster.dfs(&["stat", "/f1"]).code() == 0);
     cluster.node(&leader).kill();
     putter.join().expect("every put succeeded");
     for number in 0..20u64 {
@@ -128,7 +128,8 @@ fn p4_no_hang_when_the_leader_dies() {
         is_dead(&status) && status["degraded"].is_null()
     });
     // The new voters show as soon as the joint change begins; until it is left, the dead one still counts.
-    std::thread::sleep(Duration::from_secs(2));
+    // The entry that leaves it precedes whatever is committed from here on.
+    cluster.dfs_input(&["put", "-", "/after"], b"three vote again").ok();
     let leader = cluster.leader();
     cluster.node(&leader).stop();
     let begun = Instant::now();

@@ -79,7 +79,7 @@ fn p2_what_one_mount_did_the_other_sees() {
 
 #[test]
 fn unlinked_files_live_until_the_last_close_on_any_mount() {
-    let (_cluster, a, b) = two_mounts();
+    let (cluster, a, b) = two_mounts();
     let content = pattern(300_000, 1);
     fs::write(a.path().join("doomed"), &content).unwrap();
     let at_a = OpenOptions::new().read(true).write(true).open(a.path().join("doomed")).unwrap();
@@ -102,7 +102,12 @@ fn unlinked_files_live_until_the_last_close_on_any_mount() {
     fs::remove_dir(b.path().join("gone")).unwrap();
     let inside = PathBuf::from(format!("/proc/self/fd/{}/file", directory.as_raw_fd()));
     assert_eq!(errno(File::create(&inside)), libc::ENOENT);
-    std::thread::sleep(2 * dfs::limits::REAP_GRACE);
+    // What is unlinked now and held by nobody goes later than the directory would have gone.
+    fs::write(a.path().join("later"), b"x").unwrap();
+    let inodes = || cluster.dfs_json(&["status"])["inodes"].as_u64().expect("a count");
+    let before = inodes();
+    fs::remove_file(a.path().join("later")).unwrap();
+    wait_until(Duration::from_secs(10), "a file that nobody holds is reaped", || inodes() < before);
     assert_eq!(directory.metadata().unwrap().nlink(), 0);
     assert_eq!(errno(File::create(&inside)), libc::ENOENT);
     check(&at_b);
