@@ -63,6 +63,20 @@ impl Process {
         unsafe { libc::kill(self.child.id() as libc::pid_t, signal) };
     }
 
+    /// Waits until the signal is no longer pending: a second one sent earlier would merge with it.
+    fn until_taken(&self, signal: libc::c_int) {
+        let begun = Instant::now();
+        let is_pending = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("not collected yet");
+            let sets = status.lines().filter_map(|line| line.strip_prefix("ShdPnd:").or(line.strip_prefix("SigPnd:")));
+            sets.filter_map(|set| u64::from_str_radix(set.trim(), 16).ok()).any(|set| set & (1 << (signal - 1)) != 0)
+        };
+        while is_pending() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "the signal is still pending");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn end(&mut self, at_most: Duration) -> ExitStatus {
         let begun = Instant::now();
         loop {
@@ -113,7 +127,7 @@ fn a_unix_socket_is_an_address_too() {
     other.signal(libc::SIGINT);
     assert!(other.end(Duration::from_secs(2)).success());
     node.signal(libc::SIGTERM);
-    std::thread::sleep(Duration::from_millis(100));
+    node.until_taken(libc::SIGTERM);
     node.signal(libc::SIGTERM);
     assert!(node.end(Duration::from_secs(2)).success(), "the second SIGTERM ends at once");
     assert!(!path.exists(), "nothing is left behind");
