@@ -18,6 +18,7 @@ use common::{Cluster, Mount};
 use fsx::model::{Body, Model, Mtime, Out};
 use fsx::ops::{Allocate, FEATURES, Feature, Op, SUPPORTED, Step, draw};
 use fsx::real::{Real, View, xattr};
+use fsx::shrink;
 
 /// Seeds of a short run; those that found something stay.
 const SEEDS: [u64; 6] = [1, 2, 3, 4, 5, 6];
@@ -329,31 +330,6 @@ fn mapped_reads_work(a: &File, b: &File) -> bool {
     written.is_ok() && real.apply(&read, &model) == model.apply(&read)
 }
 
-/// Leaves out what the failure does not need: halves first, then less, as long as there is time.
-fn shrink(world: &mut World, mut steps: Vec<Step>) -> Vec<Step> {
-    let end = Instant::now() + SHRINK_WITHIN;
-    let mut part = steps.len().div_ceil(2);
-    while part > 0 {
-        let mut at = 0;
-        while at < steps.len() {
-            if Instant::now() > end {
-                return steps;
-            }
-            let mut fewer = steps.clone();
-            fewer.drain(at..(at + part).min(steps.len()));
-            match world.run(&fewer) {
-                Err((index, _)) => {
-                    fewer.truncate(index + 1);
-                    steps = fewer;
-                }
-                Ok(()) => at += part,
-            }
-        }
-        part = if part == 1 { 0 } else { part.div_ceil(2) };
-    }
-    steps
-}
-
 fn run_seed(world: &mut World, seed: u64, count: usize) {
     let mut steps = draw(seed, &world.features, count);
     let Err((index, complaint)) = world.run(&steps) else { return };
@@ -361,7 +337,7 @@ fn run_seed(world: &mut World, seed: u64, count: usize) {
     steps.truncate(index + 1);
     let again = (0..3).any(|_| world.run(&steps).is_err());
     if again {
-        steps = shrink(world, steps);
+        steps = shrink(steps, SHRINK_WITHIN, |steps| world.run(steps).err().map(|(index, _)| index));
     }
     let last = (0..5).find_map(|_| world.run(&steps).err());
     let log: Vec<String> = steps.iter().enumerate().map(|(index, step)| format!("{index:4} mount {} {:?}", step.mount, step.op)).collect();
