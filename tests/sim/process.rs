@@ -137,6 +137,7 @@ impl Process {
                 Output::Link(action) => Wish::Link(action),
                 Output::Done { token, result } => Wish::Done { token, result },
                 Output::Event(event) => Wish::Client(event),
+                Output::Invalidate { .. } => unreachable!("the clients here keep no caches"),
             }),
         }
     }

@@ -111,7 +111,7 @@ pub fn name(text: &str) -> Name {
 }
 
 pub fn create(parent: InodeId, text: &str, kind: NewKind, uid: u32) -> Call {
-    Call::Op(Op::Create { parent, name: name(text), kind, mode: 0o644, uid, gid: 0, exclusive: true, hold: false })
+    Call::Op(Op::Create { parent, name: name(text), kind, mode: 0o644, uid, gid: 0, exclusive: true, hold: false, write: false })
 }
 
 impl Workload {
@@ -343,7 +343,7 @@ impl Workload {
         let at = self.tick();
         match doing {
             Doing::CreateFile { name } => match result {
-                Ok(Reply::Replied(Replied::Entry { attributes, created })) => {
+                Ok(Reply::Replied(Replied::Entry { attributes, created, .. })) => {
                     assert!(created && attributes.kind == FileKind::File, "an exclusive create makes the file");
                     self.files.push(File::new(name, attributes.ino));
                     self.actors[index].own = Some(self.files.len() - 1);
