@@ -8,6 +8,7 @@ mod holds;
 mod joining;
 mod leader;
 mod leaving;
+mod locks;
 mod membership;
 mod proposals;
 mod reads;
@@ -381,6 +382,7 @@ impl Node {
                     break;
                 }
             }
+            self.wake_lock_waiters();
             self.answer_reads();
             self.pursue_transfers();
             self.report_storage();

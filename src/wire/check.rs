@@ -50,6 +50,7 @@ pub fn op(op: &Op) -> Result<(), Status> {
             patches.iter().try_for_each(patch)?;
             chunks.iter().try_for_each(claim)
         }
+        Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
     }
 }
 
@@ -90,6 +91,7 @@ fn query(query: &Query) -> Result<(), Status> {
         | Query::Release { .. }
         | Query::Reclaim { .. }
         | Query::Space => Ok(()),
+        Query::TestLock { range, .. } | Query::LeaveLockQueue { range, .. } => require(range.is_well_formed()),
     }
 }
 
@@ -121,7 +123,7 @@ fn notice(notice: &Notice) -> Result<(), Status> {
     match notice {
         Notice::Raft(message) => raft(message),
         Notice::Map(map) => self::map(map),
-        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::Stop => Ok(()),
+        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::Stop | Notice::LockFree { .. } => Ok(()),
     }
 }
 
@@ -144,6 +146,7 @@ fn answer(answer: &Answer) -> Result<(), Status> {
             chunks.iter().try_for_each(place)
         }
         Answer::Done | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
+        Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
     }
 }
 

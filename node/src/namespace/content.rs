@@ -274,6 +274,7 @@ impl Namespace {
                 break;
             }
             self.store.put(super::store::Key::Inode(ino), None);
+            self.store.put_locks(ino, None);
             visits += 1;
             if visits >= limits::COMMAND_VISITS_MAX {
                 break;

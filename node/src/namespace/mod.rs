@@ -13,6 +13,7 @@ mod directory;
 mod extents;
 mod inode;
 mod invariants;
+mod locks;
 mod query;
 mod session;
 mod snapshot;
@@ -32,6 +33,8 @@ use dfs::types::{InodeId, NodeId, ROOT, SessionId, Timestamp};
 use dfs::wire::codec;
 use dfs::wire::namespace::{NewKind, Op, Replied};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use locks::owner_of;
 
 pub use command::{Command, Effect, LogEntry, SpaceLimits};
 pub use session::{Session, SessionState};
@@ -128,6 +131,10 @@ impl Namespace {
                 Ok(Replied::Done)
             }
             Command::Noop => Ok(Replied::Done),
+            Command::DropLocks { session } => {
+                self.drop_locks(*session);
+                Ok(Replied::Done)
+            }
         }
     }
 
@@ -151,6 +158,7 @@ impl Namespace {
                 let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
                 self.fold(session, at, (patches, chunks))
             }
+            Op::SetLock { ino, lock } => self.set_lock(session, *ino, lock),
         }
     }
 

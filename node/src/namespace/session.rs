@@ -63,6 +63,7 @@ impl Outcome {
             Ok(Replied::Entry { attributes, created }) => with_attributes(digest.word(2).word(u64::from(*created)), attributes),
             Ok(Replied::Attributes(attributes)) => with_attributes(digest.word(3), attributes),
             Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
+            Ok(Replied::Lock(grant)) => digest.word(5).word(*grant as u64).end(),
         }
     }
 }
@@ -118,6 +119,7 @@ impl Namespace {
             self.store.put_outcome(id, number, None);
         }
         self.store.put_session(id, None);
+        self.drop_locks(id);
         if self.header.ended_sessions.len() >= limits::ENDED_IDS_MAX {
             self.header.ended_sessions.pop_front();
         }

@@ -8,12 +8,14 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use dfs::capacity::chunk_charge;
+use dfs::locks::LockTable;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
 
 use super::chunks::ChunkRecord;
 use super::digest::Digest;
 use super::extents::Slot;
 use super::inode::Inode;
+use super::locks::LockIndex;
 use super::session::{Outcome, Session};
 
 /// The bytes of a name, shared by the entry and the index by cookie.
@@ -28,6 +30,7 @@ pub(super) enum Key {
     Chunk(ChunkHash),
     Session(SessionId),
     Outcome(SessionId, u64),
+    Locks(InodeId),
 }
 
 /// A record of any table.
@@ -39,6 +42,8 @@ pub(super) enum Record {
     Chunk(ChunkRecord),
     Session(Session),
     Outcome(Box<Outcome>),
+    /// Never an empty table.
+    Locks(Box<LockTable>),
 }
 
 /// A name in a directory.
@@ -86,12 +91,15 @@ pub(super) struct Store {
     chunks: BTreeMap<ChunkHash, ChunkRecord>,
     sessions: BTreeMap<SessionId, Session>,
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
+    locks: BTreeMap<InodeId, Box<LockTable>>,
     /// Derived: names by cookie.
     cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
     /// Derived: inodes without a name.
     orphans: BTreeSet<InodeId>,
     /// Derived: files with cuts.
     cuts: BTreeSet<InodeId>,
+    /// Derived: where each session has locks.
+    lock_index: LockIndex,
     usage: Usage,
     /// Sum of the digests of all records.
     hash: u64,
@@ -111,6 +119,7 @@ impl Record {
             (Key::Chunk(hash), Record::Chunk(chunk)) => chunk.digest(hash),
             (Key::Session(id), Record::Session(session)) => session.digest(*id),
             (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
+            (Key::Locks(ino), Record::Locks(table)) => super::locks::digest(*ino, table),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -124,6 +133,7 @@ impl Record {
             (_, Record::Chunk(chunk)) => chunk.weight(),
             (_, Record::Session(session)) => session.weight(),
             (_, Record::Outcome(_)) => 256,
+            (_, Record::Locks(table)) => super::locks::weight(table),
             (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
         }
     }
@@ -228,6 +238,13 @@ impl Store {
             (Key::Session(id), None) => self.sessions.remove(&id).map(Record::Session),
             (Key::Outcome(id, number), Some(Record::Outcome(outcome))) => self.outcomes.insert((id, number), outcome).map(Record::Outcome),
             (Key::Outcome(id, number), None) => self.outcomes.remove(&(id, number)).map(Record::Outcome),
+            (Key::Locks(ino), record) => {
+                let table = record.map(|record| if let Record::Locks(table) = record { table } else { unreachable!("no locks") });
+                self.lock_index.add(ino, table.as_deref());
+                let old = if let Some(table) = table { self.locks.insert(ino, table) } else { self.locks.remove(&ino) };
+                self.lock_index.subtract(ino, old.as_deref());
+                old.map(Record::Locks)
+            }
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -267,6 +284,14 @@ impl Store {
 
     pub fn put_outcome(&mut self, id: SessionId, number: u64, outcome: Option<Outcome>) {
         self.put(Key::Outcome(id, number), outcome.map(|outcome| Record::Outcome(Box::new(outcome))));
+    }
+
+    /// An empty table is none.
+    pub fn put_locks(&mut self, ino: InodeId, table: Option<LockTable>) {
+        let table = table.filter(|table| !table.is_empty());
+        if table.is_some() || self.locks.contains_key(&ino) {
+            self.put(Key::Locks(ino), table.map(|table| Record::Locks(Box::new(table))));
+        }
     }
 }
 
@@ -330,6 +355,14 @@ impl Store {
         self.outcomes.range((id, 0)..(id, below)).map(|((_, number), _)| *number).collect()
     }
 
+    pub fn locks(&self, ino: InodeId) -> Option<&LockTable> {
+        self.locks.get(&ino).map(|table| &**table)
+    }
+
+    pub fn lock_index(&self) -> &LockIndex {
+        &self.lock_index
+    }
+
     pub fn orphans(&self) -> impl Iterator<Item = InodeId> {
         self.orphans.iter().copied()
     }
@@ -391,8 +424,9 @@ impl Store {
             Key::Chunk(_) => 3,
             Key::Session(_) => 4,
             Key::Outcome(..) => 5,
+            Key::Locks(_) => 6,
         });
-        for table in rank..6 {
+        for table in rank..7 {
             let after = if table == rank { key.cloned() } else { None };
             let found = match (table, after) {
                 (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
@@ -405,8 +439,10 @@ impl Store {
                 (3, _) => next(&self.chunks, None).map(chunk_row),
                 (4, Some(Key::Session(id))) => next(&self.sessions, Some(id)).map(session_row),
                 (4, _) => next(&self.sessions, None).map(session_row),
-                (_, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
-                (_, _) => next(&self.outcomes, None).map(outcome_row),
+                (5, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
+                (5, _) => next(&self.outcomes, None).map(outcome_row),
+                (_, Some(Key::Locks(ino))) => next(&self.locks, Some(ino)).map(locks_row),
+                (_, _) => next(&self.locks, None).map(locks_row),
             };
             if found.is_some() {
                 return found;
@@ -443,6 +479,11 @@ fn outcome_row(((id, number), outcome): (&(SessionId, u64), &Box<Outcome>)) -> (
     (Key::Outcome(*id, *number), Record::Outcome(outcome.clone()))
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
+fn locks_row((ino, table): (&InodeId, &Box<LockTable>)) -> (Key, Record) {
+    (Key::Locks(*ino), Record::Locks(table.clone()))
+}
+
 /// Checks that cost a walk over everything.
 impl Store {
     /// Every record, in key order.
@@ -455,12 +496,14 @@ impl Store {
             .chain(self.chunks.iter().map(chunk_row))
             .chain(self.sessions.iter().map(session_row))
             .chain(self.outcomes.iter().map(outcome_row))
+            .chain(self.locks.iter().map(locks_row))
     }
 
     /// What the door keeps equals what the records say.
     pub fn check_invariants(&self) {
         let (mut usage, mut hash) = (Usage::default(), 0u64);
         let (mut orphans, mut cuts, mut cookies) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let mut lock_index = LockIndex::default();
         for (key, record) in self.records() {
             usage.add(record.usage(&key));
             hash = hash.wrapping_add(record.digest(&key));
@@ -476,6 +519,11 @@ impl Store {
                 (Key::Entry(directory, name), Record::Entry(entry)) => {
                     assert!(cookies.insert((directory, entry.cookie), name).is_none(), "a cookie names two entries");
                 }
+                (Key::Locks(ino), Record::Locks(table)) => {
+                    assert!(table.is_well_formed() && !table.is_empty() && table.len() <= dfs::limits::LOCKS_PER_INODE_MAX);
+                    assert!(self.inodes.contains_key(&ino), "locks go with their inode");
+                    lock_index.add(ino, Some(&table));
+                }
                 _ => {}
             }
         }
@@ -483,6 +531,7 @@ impl Store {
         assert_eq!(hash, self.hash, "state hash as kept at the door");
         assert_eq!(orphans, self.orphans, "index of orphans");
         assert_eq!(cuts, self.cuts, "index of cuts");
+        assert_eq!(lock_index, self.lock_index, "index of locks");
         assert_eq!(cookies, self.cookies, "index of cookies");
     }
 }

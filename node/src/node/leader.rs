@@ -12,6 +12,7 @@ use dfs::types::{ChunkHash, InodeId, Instance, NodeId, SessionId, Term, Timestam
 use dfs::wire::message::Request;
 
 use super::holds::Holds;
+use super::locks::LockQueues;
 use super::membership::{self, Standing};
 use super::sessions::Leases;
 use super::{Node, Purpose, Sabotage, Start};
@@ -47,6 +48,7 @@ pub(super) enum Duty {
     Revive(SessionId),
     Progress(SessionId),
     Trim,
+    DropLocks(SessionId),
 }
 
 /// Deletions that wait for readers on their way, by time; the number keeps equal times apart.
@@ -79,6 +81,7 @@ pub(super) struct Leading {
     missed_since: BTreeMap<NodeId, Time>,
     pub(super) leases: Leases,
     pub(super) holds: Holds,
+    pub(super) locks: LockQueues,
     /// Duties under way, until when.
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
@@ -101,6 +104,7 @@ impl Leading {
             missed_since: BTreeMap::new(),
             leases: Leases::new(now),
             holds: Holds::default(),
+            locks: LockQueues::default(),
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
             spared: BTreeMap::new(),
@@ -224,6 +228,7 @@ impl Leading {
     /// Asserts that indexes agree and bounds hold.
     pub fn check_invariants(&self) {
         self.holds.check_invariants();
+        self.locks.check_invariants();
         assert!(self.deletions.len() <= limits::DELETIONS_MAX && self.spared.len() <= limits::SPARED_MAX);
         assert!(self.contacts.len() <= limits::NODES_MAX);
     }
@@ -269,6 +274,7 @@ impl Node {
             self.pursue_contacts();
             self.pursue_configuration();
             self.pursue_sessions();
+            self.pursue_locks();
             self.pursue_orphans();
         }
     }
@@ -438,8 +444,10 @@ impl Node {
             Effect::SessionEnded(session) => {
                 leading.leases.end(session);
                 leading.holds.end(session);
+                leading.locks.on_session_ended(session);
                 leading.wake(now);
             }
+            Effect::Unlocked(ino) => leading.locks.on_changed(ino),
             Effect::Orphaned(ino) if roomy => leading.spare(now, ino),
             Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
         }
