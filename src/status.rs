@@ -63,6 +63,7 @@ statuses! {
     WouldBlock = 23, EAGAIN, "would block";
     NoSuchDeviceAddress = 24, ENXIO, "no data there";
     NotYet = 25, ENOSYS, "not yet built";
+    NoLocks = 26, ENOLCK, "no more locks";
     // What befell the cluster; some are retried below the caller until the deadline.
     Busy = 40, EBUSY, "a bounded queue is full; try again";
     TimedOut = 41, ETIMEDOUT, "no answer within the operation deadline";
@@ -85,6 +86,7 @@ statuses! {
     Conflict = 58, EIO, "the state named by the request has moved";
     TooOld = 59, EIO, "a duplicate of a request whose outcome is already forgotten";
     Reclaiming = 61, ENOSPC, "no space yet: what was deleted is being freed";
+    RightLost = 62, EIO, "the right to write was lost while bytes waited to be committed";
     Internal = 60, EIO, "internal error";
 }
 

@@ -15,13 +15,14 @@ use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term};
 use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
-use crate::wire::namespace::{Op, Query, Replied};
+use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 use super::asks::{Ask, Owner, Target};
 use super::cache::ChunkCache;
 use super::fetch::Fetch;
 use super::fold::FoldBook;
 use super::layout::Layouts;
+use super::locks::{LockBook, LockJob};
 use super::read::ReadJob;
 use super::router::Router;
 use super::session::Session;
@@ -81,6 +82,7 @@ pub(super) enum Work {
         waits_for: BTreeSet<u64>,
     },
     EndSession,
+    Lock(Box<LockJob>),
 }
 
 /// What an answered request means for the inodes held.
@@ -150,6 +152,7 @@ pub struct Core {
     pub(super) cache: ChunkCache,
     pub(super) layouts: Layouts,
     pub(super) folds: FoldBook,
+    pub(super) locks: LockBook,
     pub(super) jobs: BTreeMap<u64, Job>,
     /// Those of the jobs that are flushes.
     flushes: BTreeSet<u64>,
@@ -192,6 +195,7 @@ impl Core {
             loads: BTreeMap::new(),
             layouts: Layouts::new(),
             folds: FoldBook::new(),
+            locks: LockBook::default(),
             jobs: BTreeMap::new(),
             flushes: BTreeSet::new(),
             write_bytes: 0,
@@ -238,11 +242,13 @@ impl Core {
                 self.flushes.insert(job);
                 self.on_flush_progress(now, job);
             }
+            Call::Sync { .. } => return self.submit(now, token, Call::Flush),
             Call::EndSession => {
                 let job = self.add_job(Some(token), deadline, Work::EndSession, false);
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
+            Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
         }
         self.pump(now);
     }
@@ -290,6 +296,21 @@ impl Core {
         self.outputs.pop_front()
     }
 
+    /// Until when the caches above may use attributes and bytes of the inode as last told. `None`: not at all.
+    pub fn lifetime(&self, _ino: InodeId) -> Option<Time> {
+        None
+    }
+
+    /// Until when they may use entries of the directory, absent ones included.
+    pub fn names_lifetime(&self, _directory: InodeId) -> Option<Time> {
+        None
+    }
+
+    /// An [`Output::Invalidate`] has been obeyed.
+    pub fn on_invalidated(&mut self, now: Time, _id: u64) {
+        self.pump(now);
+    }
+
     /// What was sent and received so far.
     pub fn counters(&self) -> Counters {
         self.counters
@@ -315,6 +336,7 @@ impl Core {
         self.links.check_invariants();
         self.cache.check_invariants();
         self.folds.check_invariants();
+        self.locks.check_invariants();
         assert_eq!(self.alarms.len(), self.armed.len());
         assert!(self.internal.is_empty());
         let in_flight: usize = self.uploads.values().filter(|upload| upload.started).map(|upload| upload.bytes.len()).sum();
@@ -438,7 +460,7 @@ impl Core {
     }
 
     /// Works until nothing is left to do without new input.
-    fn pump(&mut self, now: Time) {
+    pub(super) fn pump(&mut self, now: Time) {
         loop {
             if let Some(output) = self.links.poll_output() {
                 self.on_links(now, output);
@@ -481,6 +503,7 @@ impl Core {
                 self.on_stop(now);
                 self.output(Output::Event(Event::Stopping));
             }
+            LinksOutput::Noticed { notice: Notice::LockFree { ino, kind, key }, .. } => self.on_lock_free(now, (ino, kind, key)),
             LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
         }
     }
@@ -517,6 +540,7 @@ impl Core {
             Work::Read(_) => self.on_layout_answer(now, id, result),
             Work::Write(_) => self.on_commit_answer(now, id, result),
             Work::Flush { .. } => {}
+            Work::Lock(_) => self.on_lock_answer(now, id, result),
             Work::EndSession => {
                 self.finish(now, id, result.map(|_| Reply::Done));
                 self.end(now, Status::SessionGone, None);
@@ -528,6 +552,7 @@ impl Core {
         match self.jobs.get(&id).map(|job| &job.work) {
             Some(Work::Read(_)) => self.retry_read(now, id),
             Some(Work::Write(_)) => self.retry_write(now, id),
+            Some(Work::Lock(_)) => self.on_lock_alarm(now, id),
             _ => {}
         }
     }
@@ -631,6 +656,7 @@ pub(super) fn reply_of(response: Response) -> Result<Reply, Status> {
         Response::Map(Some(map)) => Reply::Map(map),
         Response::Status(report) => Reply::Status(report),
         Response::Replied { replied, .. } => Reply::Replied(replied),
+        Response::Answered { answer: Answer::Absent, .. } => return Err(Status::NotFound),
         Response::Answered { answer, .. } => Reply::Answer(answer),
         _ => return Err(Status::Malformed),
     })

@@ -177,7 +177,7 @@ impl Core {
         let patches = batch.patches.clone();
         let chunks = batch.chunks.iter().filter_map(|chunk| chunk.claim.clone()).collect();
         let op = match kind {
-            Kind::Write { kill_privileges } => Op::Write { ino, patches, chunks, kill_privileges },
+            Kind::Write { kill_privileges } => Op::Write { ino, patches, chunks, kill_privileges, behind: None },
             Kind::Fold { slot, version, .. } => Op::Fold { ino, slot, slot_version: version, patches, chunks },
         };
         self.ask_op(now, op, Owner::Job(id));
@@ -348,6 +348,10 @@ impl Core {
                 Purpose::Fold { slot, waiter } => Some((read.ino, slot, waiter)),
                 _ => None,
             },
+            Work::Lock(lock) => {
+                self.forget_lock(&lock);
+                None
+            }
             _ => None,
         };
         if let Some((ino, slot, waiter)) = waiter {

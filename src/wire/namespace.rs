@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Timestamp};
+use crate::locks::{LockKind, LockMode, LockRange};
+use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Timestamp};
 
 /// What `Create` makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +98,8 @@ pub struct ChunkClaim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Makes an inode and its entry. `exclusive`: an existing name is an error, else an existing regular file is the answer
-    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session.
+    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session. `write`: a file that is made by this entry
+    /// gives its `WRITE` right to the session, if that has not too many (`Replied::Entry.writer` tells).
     Create {
         parent: InodeId,
         name: Name,
@@ -107,6 +109,7 @@ pub enum Op {
         gid: u32,
         exclusive: bool,
         hold: bool,
+        write: bool,
     },
     Link {
         ino: InodeId,
@@ -138,6 +141,7 @@ pub enum Op {
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
         kill_privileges: bool,
+        behind: Option<Behind>,
     },
     /// Rewrites one slot with the same bytes in fewer extents; `Conflict` if the slot moved since `slot_version`. Changes no data version.
     Fold {
@@ -147,6 +151,65 @@ pub enum Op {
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
     },
+    /// Gives the session the `WRITE` right on a file, if nobody else has it (`Replied::Acquired`).
+    Acquire {
+        ino: InodeId,
+    },
+    /// Gives the `WRITE` right back; everything written under it has been committed. Without effect if the session has not got it.
+    Yield {
+        ino: InodeId,
+    },
+    /// Sets the bytes that are reserved for what the session has written and not committed, up to what there is
+    /// (`Replied::Reserved`). Commits with `behind` use it up.
+    Reserve {
+        bytes: u64,
+    },
+    /// Takes, converts or gives up a lock of the session; refused (`Replied::Lock`) if it is not free. The leader answers one that may
+    /// wait without the log while it is not free, and tells the session (`Notice::LockFree`) when to ask again.
+    SetLock {
+        ino: InodeId,
+        lock: SetLock,
+    },
+}
+
+/// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// When they were written, in cluster time as the session knows it: the inode's new mtime and ctime, unless those are later.
+    pub written: Timestamp,
+    /// The right goes back with this entry.
+    pub yields: bool,
+}
+
+/// What is asked of a lock. The owner is named by kind and key within the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetLock {
+    pub kind: LockKind,
+    pub key: u64,
+    pub range: LockRange,
+    /// `None` gives the range up.
+    pub mode: Option<LockMode>,
+    pub wait: LockWait,
+    /// The process that asks, for F_GETLK.
+    pub pid: u32,
+}
+
+/// What whoever asks for a lock does if it is not free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockWait {
+    /// Goes without.
+    Never,
+    /// Waits, unless that closes a circle of owners that wait for each other: `Deadlock`.
+    Checked,
+    /// Waits in any case.
+    Unchecked,
+}
+
+/// Whether a lock was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grant {
+    Granted,
+    Refused,
 }
 
 /// What an operation answered.
@@ -157,6 +220,8 @@ pub enum Replied {
     Entry {
         attributes: Attributes,
         created: bool,
+        /// Whether the session has the `WRITE` right on what it created.
+        writer: bool,
     },
     /// SetAttributes.
     Attributes(Attributes),
@@ -165,6 +230,17 @@ pub enum Replied {
         offset: u64,
         attributes: Attributes,
     },
+    /// Acquire.
+    Acquired {
+        granted: bool,
+        attributes: Attributes,
+    },
+    /// Reserve: what is reserved now.
+    Reserved {
+        bytes: u64,
+    },
+    /// SetLock.
+    Lock(Grant),
 }
 
 /// A read of the tree, answered by the leader under proven leadership.
@@ -207,13 +283,30 @@ pub enum Query {
         ino: InodeId,
         sequence: u64,
     },
-    /// After a change of leader: what the session has open. `last` ends the list; the leader then knows the session whole.
+    /// After a change of leader: what the session has open, and its `READ` and `NAMES` rights. `last` ends the list; the leader then
+    /// knows the session whole.
     Reclaim {
         held: Vec<InodeId>,
+        rights: Vec<(InodeId, Rights)>,
         last: bool,
     },
     /// Sizes for `statfs`.
     Space,
+    /// A lock that keeps the session's owner from having the range in that mode; without a mode, a lock that it has there itself.
+    TestLock {
+        ino: InodeId,
+        kind: LockKind,
+        key: u64,
+        range: LockRange,
+        mode: Option<LockMode>,
+    },
+    /// The session's owner no longer waits for that lock.
+    LeaveLockQueue {
+        ino: InodeId,
+        kind: LockKind,
+        key: u64,
+        range: LockRange,
+    },
 }
 
 /// Version of where a file's bytes are: data version, and a counter that folding and repair advance too.
@@ -229,6 +322,9 @@ pub struct DirectoryEntry {
     pub name: Name,
     pub cookie: Cookie,
     pub attributes: Attributes,
+    /// False if another session may have changed the attributes since (it has the `WRITE` right): number and kind are true, the rest
+    /// must not be shown.
+    pub current: bool,
 }
 
 /// A located run of a file's bytes.
@@ -263,6 +359,8 @@ pub struct Space {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     Done,
+    /// Lookup: the directory is there, the name is not.
+    Absent,
     Attributes(Attributes),
     Target(#[serde(with = "crate::types::serde_bytes_vec")] Vec<u8>),
     Directory {
@@ -284,6 +382,8 @@ pub enum Answer {
         attributes: Attributes,
     },
     Space(Space),
+    /// TestLock: range, mode and process of the lock that was found.
+    Lock(Option<(LockRange, LockMode, u32)>),
 }
 
 impl NewKind {

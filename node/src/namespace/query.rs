@@ -24,10 +24,13 @@ struct Layout {
 }
 
 impl Namespace {
-    /// Answers a query. `Hold`, `Release`, `Reclaim` and `Space` need what only the node knows: `NotSupported` here.
+    /// Answers a query. Those that need what only the node knows, or who asks, are answered elsewhere: `NotSupported` here.
     pub fn query(&self, query: &Query) -> Result<Answer, Status> {
         match query {
-            Query::Lookup { parent, name } => Ok(Answer::Attributes(self.lookup(*parent, name)?)),
+            Query::Lookup { parent, name } => match self.lookup(*parent, name) {
+                Err(Status::NotFound) if self.store.inode(*parent).is_some() => Ok(Answer::Absent),
+                found => found.map(Answer::Attributes),
+            },
             Query::Resolve { path } => {
                 if path.len() > limits::COMMAND_VISITS_MAX {
                     return Err(Status::NameTooLong);
@@ -46,6 +49,7 @@ impl Namespace {
             Query::ReadDirectory { ino, after, limit } => self.read_directory(*ino, *after, *limit),
             Query::Extents { ino, range, known } => self.extents(*ino, *range, *known),
             Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
+            Query::TestLock { .. } | Query::LeaveLockQueue { .. } => Err(Status::NotSupported),
         }
     }
 
@@ -62,6 +66,11 @@ impl Namespace {
     /// Whether the inode exists without a name.
     pub fn is_orphan(&self, ino: InodeId) -> bool {
         self.store.inode(ino).is_some_and(|inode| inode.links == 0)
+    }
+
+    /// The inode of that name, if there is one.
+    pub fn child(&self, parent: InodeId, name: &Name) -> Option<InodeId> {
+        self.store.entry(parent, name.as_bytes()).map(|entry| entry.ino)
     }
 
     fn lookup(&self, parent: InodeId, name: &Name) -> Result<Attributes, Status> {
@@ -89,7 +98,7 @@ impl Namespace {
             }
             let entry = self.store.entry(ino, bytes).expect("the index of cookies names entries");
             let name = Name::new(bytes.to_vec()).expect("stored names were checked");
-            entries.push(DirectoryEntry { name, cookie, attributes: self.attributes(entry.ino)? });
+            entries.push(DirectoryEntry { name, cookie, attributes: self.attributes(entry.ino)?, current: true });
         }
         Ok(Answer::Directory { entries, end, attributes: inode.attributes(ino) })
     }
