@@ -21,7 +21,7 @@ node() {
     local ready=$scratch/ready-${#pids[@]}
     "$bin/dfs-node" --listen 127.0.0.1:0 --memory "${DFS_MEMORY:-2GiB}" --log warn "$@" >"$ready" 2>>"$scratch/nodes.log" &
     pids+=($!)
-    until grep -q '^ready' "$ready"; do
+    until grep -qs '^ready' "$ready"; do
         kill -0 "${pids[-1]}" 2>/dev/null || { cat "$scratch/nodes.log" >&2; exit 1; }
     done
     address=$(sed -n 's/.* *listen=\([^ ]*\).*/\1/p' "$ready")

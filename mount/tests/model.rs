@@ -57,7 +57,7 @@ struct Open {
 
 /// A link of a mount, as the node knows it.
 fn incoming(mount: usize, link: LinkId) -> LinkId {
-    LinkId(link.0 + mount as u64 * LINKS_EACH | LinkId::INCOMING)
+    LinkId((link.0 + mount as u64 * LINKS_EACH) | LinkId::INCOMING)
 }
 
 fn errno(status: Status) -> i32 {
