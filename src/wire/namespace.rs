@@ -163,6 +163,25 @@ pub enum Op {
     Reserve {
         bytes: u64,
     },
+    /// fallocate(2): does a part of the range from its beginning and tells how much (`Replied::Ranged`), so that each command is bounded.
+    /// `Busy`: the range's first slot has too many extents, fold it.
+    Allocate {
+        ino: InodeId,
+        range: ByteRange,
+        mode: AllocateMode,
+        kill_privileges: bool,
+    },
+    /// Names the source's bytes in the target: no data moves. Does a part of the range from its beginning and tells how much
+    /// (`Replied::Ranged`), nothing at the source's end. `Busy`: the first slot of the target's range has too many extents, fold it.
+    /// `NotSupported`: no room for inline bytes, copy them by reading and writing.
+    Copy {
+        from: InodeId,
+        from_offset: u64,
+        to: InodeId,
+        to_offset: u64,
+        length: u64,
+        kill_privileges: bool,
+    },
 }
 
 /// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
@@ -172,6 +191,24 @@ pub struct Behind {
     pub written: Timestamp,
     /// The right goes back with this entry.
     pub yields: bool,
+}
+
+/// What `Allocate` does to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AllocateMode {
+    /// Holes are reserved: writes there find their space. `keep_size`: the file does not grow to the range's end.
+    Reserve { keep_size: bool },
+    /// All of it reads as zeros and is reserved.
+    Zero { keep_size: bool },
+    /// All of it becomes a hole; the size stays.
+    Punch,
+}
+
+/// What `Seek` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sought {
+    Data,
+    Hole,
 }
 
 /// What an operation answered.
@@ -200,6 +237,12 @@ pub enum Replied {
     /// Reserve: what is reserved now.
     Reserved {
         bytes: u64,
+    },
+    /// Allocate and Copy: bytes done from the beginning of the range, how many of them are inline copies, and the inode after it.
+    Ranged {
+        done: u64,
+        inline: u64,
+        attributes: Attributes,
     },
 }
 
@@ -252,6 +295,12 @@ pub enum Query {
     },
     /// Sizes for `statfs`.
     Space,
+    /// The next data or hole at or after the offset; the end of the file is a hole. `NoSuchDeviceAddress` if there is none.
+    Seek {
+        ino: InodeId,
+        offset: u64,
+        what: Sought,
+    },
 }
 
 /// Version of where a file's bytes are: data version, and a counter that folding and repair advance too.
@@ -327,6 +376,11 @@ pub enum Answer {
         attributes: Attributes,
     },
     Space(Space),
+    /// Seek: where it is if `found`, else how far was looked in vain.
+    Sought {
+        offset: u64,
+        found: bool,
+    },
 }
 
 impl NewKind {

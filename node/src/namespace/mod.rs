@@ -14,6 +14,7 @@ mod extents;
 mod inode;
 mod invariants;
 mod query;
+mod seek;
 mod session;
 mod snapshot;
 mod store;
@@ -38,7 +39,7 @@ pub use session::{Session, SessionState};
 pub use snapshot::SnapshotLoader;
 pub use store::Usage;
 
-use content::SlotAt;
+use content::{CopyRange, SlotAt};
 use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
@@ -156,6 +157,11 @@ impl Namespace {
             Op::Acquire { ino } => Ok(Replied::Acquired { granted: false, attributes: self.attributes(*ino)? }),
             Op::Yield { .. } => Ok(Replied::Done),
             Op::Reserve { .. } => Ok(Replied::Reserved { bytes: 0 }),
+            Op::Allocate { ino, range, mode, kill_privileges } => self.allocate(*ino, *range, *mode, *kill_privileges, now),
+            Op::Copy { from, from_offset, to, to_offset, length, kill_privileges } => {
+                let range = CopyRange { from: *from, from_offset: *from_offset, to: *to, to_offset: *to_offset, length: *length };
+                self.copy(range, *kill_privileges, now)
+            }
         }
     }
 

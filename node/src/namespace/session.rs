@@ -67,6 +67,7 @@ impl Outcome {
             Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
             Ok(Replied::Acquired { granted, attributes }) => with_attributes(digest.word(5).word(u64::from(*granted)), attributes),
             Ok(Replied::Reserved { bytes }) => digest.word(6).word(*bytes).end(),
+            Ok(Replied::Ranged { done, inline, attributes }) => with_attributes(digest.word(7).word(*done).word(*inline), attributes),
         }
     }
 }
