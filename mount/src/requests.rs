@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, InodeId};
-use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, Space};
+use dfs::wire::namespace::{AllocateMode, DirectoryEntry, NewKind, RenameMode, SetAttributes, Sought, Space};
 
 /// Who asks, as the kernel tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,6 +137,28 @@ pub enum Request {
         handle: Handle,
     },
     Space,
+    /// fallocate(2).
+    Allocate {
+        ino: InodeId,
+        handle: Handle,
+        range: ByteRange,
+        mode: AllocateMode,
+    },
+    /// SEEK_DATA and SEEK_HOLE.
+    Seek {
+        ino: InodeId,
+        handle: Handle,
+        offset: u64,
+        what: Sought,
+    },
+    /// copy_file_range(2); may do a part.
+    Copy {
+        from: (InodeId, Handle),
+        from_offset: u64,
+        to: (InodeId, Handle),
+        to_offset: u64,
+        length: u64,
+    },
 }
 
 /// The answer to one request.
@@ -153,6 +175,8 @@ pub enum Reply {
     Written(u32),
     Listing(Listing),
     Space(Space),
+    /// Where the data or hole is.
+    Sought(u64),
 }
 
 /// Entries of a directory from some position on; the kernel takes as many as fit its buffer and asks again from there.

@@ -3,6 +3,8 @@
 //! A pure state machine without clock and network: [`Translator::on_request`] and [`Translator::on_done`] in, [`Effect`]s out. Owns the open
 //! handles and what has to happen when a call ends. Every request gets exactly one reply, except those that want none.
 
+mod space;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use dfs::client;
@@ -39,6 +41,8 @@ enum Shape {
     Bytes,
     Space,
     Done,
+    /// Of fallocate's kin, see `space`.
+    Range,
 }
 
 /// An open that waits for its hold or its truncation.
@@ -228,6 +232,11 @@ impl Translator {
                 if let Some(sequence) = self.handles.begin_stream(ino) {
                     self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
                 }
+            }
+            Request::Allocate { ino, handle, range, mode } => return self.allocate(token, context, (ino, handle), range, mode),
+            Request::Seek { ino, handle, offset, what } => return self.seek(token, (ino, handle), offset, what),
+            Request::Copy { from, from_offset, to, to_offset, length } => {
+                return self.copy(token, context, (from, from_offset), (to, to_offset), length);
             }
             Request::ReadDirectory { handle, offset, plus } => return self.list(token, handle, offset, plus),
             Request::ReleaseDirectory { handle } => {
@@ -443,6 +452,7 @@ fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
         (Shape::Bytes, client::Reply::Bytes(bytes)) => Reply::Bytes(bytes),
         (Shape::Space, client::Reply::Answer(Answer::Space(space))) => Reply::Space(space),
         (Shape::Done, _) => Reply::Done,
+        (Shape::Range, reply) => space::shaped(reply)?,
         _ => return Err(Status::Internal),
     })
 }
@@ -474,7 +484,9 @@ fn is_change(request: &Request) -> bool {
         | Request::Rename { .. }
         | Request::Link { .. }
         | Request::Create { .. }
-        | Request::Write { .. } => true,
+        | Request::Write { .. }
+        | Request::Allocate { .. }
+        | Request::Copy { .. } => true,
         Request::Open { mode, .. } => mode.write || mode.truncate,
         _ => false,
     }
