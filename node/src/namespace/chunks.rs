@@ -124,8 +124,14 @@ impl Namespace {
         Ok(())
     }
 
-    /// Whether what the operation adds still fits; what it frees counts. Errors: `NoSpace`.
-    pub(super) fn check_capacity(&self, claims: &Claims, references: &References, shift: Shift) -> Result<(), Status> {
+    /// What the operation adds, if it still fits; what it frees counts, and what others have reserved. Errors: `NoSpace`.
+    pub(super) fn check_capacity(
+        &self,
+        claims: &Claims,
+        references: &References,
+        shift: Shift,
+        payer: Option<SessionId>,
+    ) -> Result<u64, Status> {
         let (mut added, mut freed, mut brought) = (shift.added, shift.freed, 0);
         for (hash, &change) in references {
             match (self.store.chunk(hash), claims.get(hash)) {
@@ -140,14 +146,17 @@ impl Namespace {
         // Reserved space takes all bytes that fit into it. That many small chunks cost more than the one run for which was charged is
         // bounded by the extents of a slot, and undone by the next fold.
         if shift.filled > 0 && brought <= shift.filled {
-            return Ok(());
+            return Ok(0);
         }
         // The namespace lies in the same memory on every voter.
         let usage = self.store.usage();
-        if added > freed && usage.charged_bytes + usage.namespace_bytes + (added - freed) > self.capacity {
+        let own = payer.map_or(0, |session| self.reserved(session));
+        let used = usage.charged_bytes + usage.namespace_bytes + (usage.reserved_bytes - own);
+        // What lies within the payer's own reservation was counted when it was made.
+        if added > freed && added - freed > own && used + (added - freed) > self.capacity {
             return Err(Status::NoSpace);
         }
-        Ok(())
+        Ok(added.saturating_sub(freed))
     }
 
     /// Applies what an operation adds to and takes from the references; claims have been checked.

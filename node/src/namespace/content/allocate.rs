@@ -45,7 +45,7 @@ impl Namespace {
         if !matches!(mode, AllocateMode::Reserve { .. }) || plan.file.size != size {
             plan.file.data_version += 1;
         }
-        self.check_plan(&plan, &Claims::new())?;
+        self.check_plan(&plan, &Claims::new(), None)?;
         let file = self.store_plan(plan, &Claims::new());
         self.finish_change(ino, file, kill_privileges, now);
         Ok(Replied::Ranged { done: reached - range.offset, inline: 0, attributes: self.attributes(ino)? })
@@ -68,8 +68,9 @@ impl Namespace {
         self.check_room()?;
         let (usage, limits) = (self.store.usage(), self.header.limits);
         let records = missing / limits::SLOT_BYTES * RESERVED_SLOT_BYTES;
-        let fits = usage.charged_bytes.saturating_add(usage.namespace_bytes).saturating_add(missing) <= self.capacity
-            && usage.namespace_bytes.saturating_add(records) <= limits.namespace_bytes_max;
+        let used = usage.charged_bytes.saturating_add(usage.namespace_bytes).saturating_add(usage.reserved_bytes);
+        let fits =
+            used.saturating_add(missing) <= self.capacity && usage.namespace_bytes.saturating_add(records) <= limits.namespace_bytes_max;
         if fits || missing == 0 { Ok(()) } else { Err(Status::NoSpace) }
     }
 

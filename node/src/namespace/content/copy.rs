@@ -83,7 +83,7 @@ impl Namespace {
         }
         plan.file.size = plan.file.size.max(range.to_offset + done);
         plan.file.data_version += 1;
-        self.check_plan(&plan, &Claims::new())?;
+        self.check_plan(&plan, &Claims::new(), None)?;
         let file = self.store_plan(plan, &Claims::new());
         self.finish_change(range.to, file, kill_privileges, now);
         Ok(Replied::Ranged { done, inline, attributes: self.attributes(range.to)? })
