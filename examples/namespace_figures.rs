@@ -33,7 +33,7 @@ impl World {
 
     fn create(&mut self, parent: InodeId, text: &str, kind: NewKind) -> Result<InodeId, Status> {
         let name = Name::new(text)?;
-        match self.op(Op::Create { parent, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false })? {
+        match self.op(Op::Create { parent, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, write: false })? {
             Replied::Entry { attributes, .. } => Ok(attributes.ino),
             _ => Err(Status::Internal),
         }
@@ -68,7 +68,7 @@ fn main() -> Result<(), Status> {
     world.apply(Command::Found { cluster: ClusterId(9), replicas: 2 })?;
     let address = Address::Tcp { host: "node".into(), port: 1 };
     world.apply(Command::SetMember(Member { id: NodeId(1), address, memory: 1 << 30, zone: String::new(), state: MemberState::Live }))?;
-    world.apply(Command::OpenSession { session: SESSION })?;
+    world.apply(Command::OpenSession { session: SESSION, caches: true })?;
 
     let (before, begin, mut directory) = (resident_bytes(), Instant::now(), ROOT);
     for index in 0..FILES {
@@ -86,7 +86,7 @@ fn main() -> Result<(), Status> {
     for _ in 0..100_000 {
         let source = Source::Inline(vec![1; 100].into());
         let patches = vec![Patch { at: WriteAt::End, length: 100, source }];
-        world.op(Op::Write { ino, patches, chunks: Vec::new(), kill_privileges: false })?;
+        world.op(Op::Write { ino, patches, chunks: Vec::new(), kill_privileges: false, behind: None })?;
     }
     println!("append of 100 bytes{:7.2} us", begin.elapsed().as_secs_f64() * 10.0);
 

@@ -281,6 +281,30 @@ pub const SIGNAL_LOOK_INTERVAL: Duration = Duration::from_millis(150);
 /// Nodes inside one mount process.
 pub const EMBEDDED_NODES_MAX: usize = 64;
 
+/// Most inodes in one list of what a session has.
+pub const RECLAIM_ITEMS_MAX: usize = 1024;
+/// Most grants in one answer: each entry of a listing, and the directory.
+pub const GRANTS_MAX: usize = READDIR_ENTRIES_MAX + 8;
+/// Most items in one recall.
+pub const RECALL_ITEMS_MAX: usize = 64;
+/// Inodes on which one session may have `READ` or `NAMES`; a client keeps fewer, the leader grants no more.
+pub const SESSION_RIGHTS_MAX: usize = 1 << 17;
+pub const CLIENT_RIGHTS_MAX: usize = 1 << 16;
+/// Files on which one session may have `WRITE`.
+pub const SESSION_WRITERS_MAX: usize = 4096;
+/// Operations of clients between their arrival at the leader and their application, and queries that wait for somebody's writes.
+pub const GATE_OPS_MAX: usize = 1 << 15;
+/// A recall that is not obeyed is said again this often.
+pub const RECALL_RESEND: Duration = Duration::from_millis(300);
+/// A session that was told to forget so many names of a directory without asking for any loses the right to the others.
+pub const NAME_NOTICES_MAX: u32 = 8;
+/// Rights on an inode that were recalled so often within the window are not given again for a while.
+pub const COOL_RECALLS: u32 = 3;
+pub const COOL_WINDOW: Duration = Duration::from_secs(2);
+pub const COOL_TIME: Duration = Duration::from_secs(1);
+/// Inodes whose recalls are counted at once; on others rights are given however contended.
+pub const HEATS_MAX: usize = 1 << 14;
+
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
@@ -299,6 +323,7 @@ const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
 const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis());

@@ -24,6 +24,7 @@ const DRIVERS: &[&str] = &[
     "mount/src/embedded.rs",
     "mount/src/errno.rs",
     "mount/src/fuse.rs",
+    "mount/src/leftover.rs",
     "mount/src/lock_request.rs",
     "mount/src/main.rs",
     "mount/src/mounting.rs",

@@ -9,6 +9,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod handles;
+pub mod leftover;
 pub mod lock_request;
 pub mod mounting;
 pub mod requests;

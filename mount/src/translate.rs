@@ -356,12 +356,12 @@ impl Translator {
 
     fn on_created(&mut self, token: u64, truncate: Option<bool>, result: Result<client::Reply, Status>) {
         match result {
-            Ok(client::Reply::Replied(Replied::Entry { attributes, created: true })) => {
+            Ok(client::Reply::Replied(Replied::Entry { attributes, created: true, .. })) => {
                 self.handles.begin_created(attributes.ino);
                 self.finish_open(attributes.ino, Opener { token, truncate: None, created: Some(attributes) });
             }
             // Somebody else made the file meanwhile. A release of an earlier open may still be on its way, so the hold is asked for by number.
-            Ok(client::Reply::Replied(Replied::Entry { attributes, created: false })) => {
+            Ok(client::Reply::Replied(Replied::Entry { attributes, created: false, .. })) => {
                 self.open(attributes.ino, Opener { token, truncate, created: Some(attributes) });
             }
             Ok(_) => self.reply(token, Reply::Error(Status::Internal)),
@@ -473,7 +473,7 @@ fn attributes_of(reply: client::Reply) -> Result<Attributes, Status> {
 }
 
 fn create(parent: InodeId, name: Name, kind: NewKind, mode: u16, context: Context, exclusive: bool, hold: bool) -> Op {
-    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold }
+    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, write: false }
 }
 
 /// Whether an open truncates, and whether that takes setuid and setgid away.

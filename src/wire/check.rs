@@ -6,8 +6,8 @@
 use crate::cluster_map::{ClusterMap, Member};
 use crate::limits;
 use crate::status::Status;
-use crate::types::{Address, ByteRange, Name, Timestamp};
-use crate::wire::message::{Body, Failure, Notice, RaftMessage, Request, Response, StatusReport};
+use crate::types::{Address, ByteRange, InodeId, Name, Rights, Timestamp};
+use crate::wire::message::{Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
 
 /// Subtree hashes that the range of one chunk can need: two per level of the tree.
@@ -48,8 +48,11 @@ pub fn op(op: &Op) -> Result<(), Status> {
         Op::Write { patches, chunks, .. } | Op::Fold { patches, chunks, .. } => {
             require(patches.len() <= limits::WRITE_PATCHES_MAX && chunks.len() <= limits::WRITE_PATCHES_MAX)?;
             patches.iter().try_for_each(patch)?;
-            chunks.iter().try_for_each(claim)
+            chunks.iter().try_for_each(claim)?;
+            let Op::Write { behind: Some(behind), .. } = op else { return Ok(()) };
+            timestamp(&behind.written)
         }
+        Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
         Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
     }
 }
@@ -61,9 +64,11 @@ fn request(request: &Request) -> Result<(), Status> {
         Request::Get { range, .. } => chunk_range(range),
         Request::Join { member } => self::member(member),
         Request::Delete { items } | Request::Audit { items } | Request::Lost { items } => require(items.len() <= limits::UPLOADS_LIST_MAX),
+        Request::GiveUp { rights } => self::rights(rights),
         Request::Map { .. }
         | Request::Status
-        | Request::OpenSession
+        | Request::OpenSession { .. }
+        | Request::Recalled { .. }
         | Request::Renew { .. }
         | Request::EndSession
         | Request::Shutdown
@@ -89,29 +94,40 @@ fn query(query: &Query) -> Result<(), Status> {
         | Query::ReadDirectory { .. }
         | Query::Hold { .. }
         | Query::Release { .. }
-        | Query::Reclaim { .. }
         | Query::Space => Ok(()),
+        Query::Reclaim { held, rights, .. } => {
+            require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
+            self::rights(rights)
+        }
         Query::TestLock { range, .. } | Query::LeaveLockQueue { range, .. } => require(range.is_well_formed()),
     }
+}
+
+fn rights(rights: &[(InodeId, Rights)]) -> Result<(), Status> {
+    require(rights.len() <= limits::RECLAIM_ITEMS_MAX && rights.iter().all(|(_, rights)| rights.is_well_formed()))
+}
+
+fn grants(grants: &[Grant]) -> Result<(), Status> {
+    require(grants.len() <= limits::GRANTS_MAX && grants.iter().all(|grant| grant.rights.is_well_formed()))
 }
 
 fn response(response: &Response) -> Result<(), Status> {
     match response {
         Response::Map(Some(map)) | Response::Joined { map } => self::map(map),
         Response::Status(report) => self::report(report),
-        Response::Answered { answer, .. } => self::answer(answer),
+        Response::Answered { answer, grants, .. } => {
+            self::grants(grants)?;
+            self::answer(answer)
+        }
+        Response::Replied { grants, .. } => self::grants(grants),
+        Response::Renewed { time, .. } => timestamp(time),
         Response::Bytes { range, total, proof } => {
             chunk_range(range)?;
             require(*total as usize <= limits::CHUNK_BYTES_MAX && range.end() <= u64::from(*total) && proof.len() <= PROOF_HASHES_MAX)
         }
         Response::Identity { address, .. } => self::address(address),
         Response::Audited { verdicts } => require(verdicts.len() <= limits::UPLOADS_LIST_MAX),
-        Response::Done
-        | Response::Map(None)
-        | Response::Renewed { .. }
-        | Response::Replied { .. }
-        | Response::Receipt { .. }
-        | Response::Pong { .. } => Ok(()),
+        Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } => Ok(()),
     }
 }
 
@@ -123,7 +139,14 @@ fn notice(notice: &Notice) -> Result<(), Status> {
     match notice {
         Notice::Raft(message) => raft(message),
         Notice::Map(map) => self::map(map),
-        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::Stop | Notice::LockFree { .. } => Ok(()),
+        Notice::Recall { items, .. } => {
+            require(items.len() <= limits::RECALL_ITEMS_MAX)?;
+            items.iter().try_for_each(|item| match item {
+                Recall::Inode { keep, .. } => require(keep.is_well_formed()),
+                Recall::Name { name, .. } => self::name(name),
+            })
+        }
+        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::SpaceShort | Notice::Stop | Notice::LockFree { .. } => Ok(()),
     }
 }
 
@@ -145,7 +168,7 @@ fn answer(answer: &Answer) -> Result<(), Status> {
             extents.iter().try_for_each(extent)?;
             chunks.iter().try_for_each(place)
         }
-        Answer::Done | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
+        Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
         Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
     }
 }

@@ -11,7 +11,9 @@ use crate::link::Lane;
 use crate::locks::LockKind;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, NodeId, RequestNumber, SessionId, Term};
+use crate::types::{
+    Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, Rights, SessionId, Term, Timestamp,
+};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 /// What a frame carries besides its payload.
@@ -48,8 +50,8 @@ pub enum Request {
     Status,
 
     // --- clients to the leader
-    /// Opens the sender's session (idempotent).
-    OpenSession,
+    /// Opens the sender's session (idempotent). `caches`: it wants rights, and will answer recalls.
+    OpenSession { caches: bool },
     /// Keeps the session alive. `uploads_from`: the lowest upload counter that an unanswered or future operation may name.
     Renew { answered_below: RequestNumber, uploads_from: u64 },
     /// Ends the session: everything it held is released.
@@ -58,6 +60,11 @@ pub enum Request {
     Namespace { number: RequestNumber, answered_below: RequestNumber, uploads_from: u64, op: Op },
     /// A read of the tree.
     Query(Query),
+    /// The recall of that number in that term has been obeyed. Idempotent.
+    Recalled { term: Term, number: u64 },
+    /// The session gives up these rights of its own accord (`READ` and `NAMES`; `WRITE` goes back through the log). Until it is answered,
+    /// grants of these rights that arrive are void: they were given before.
+    GiveUp { rights: Vec<(InodeId, Rights)> },
     /// Stop the whole cluster.
     Shutdown,
 
@@ -115,16 +122,24 @@ pub enum Response {
     /// `None`: the asker's epoch is the newest.
     Map(Option<ClusterMap>),
     Status(Box<StatusReport>),
+    /// `time`: cluster time now. `era`: which `READ` and `NAMES` rights of the session this renewal prolongs. 0: none, their lease goes on to
+    /// run out (the leader waits for a `Reclaim`, or for a recall to be obeyed). Else all that were granted or reclaimed in this term, if
+    /// it is the era that the session knows, which is 1 in a new term; a greater one says that all from before it are void.
     Renewed {
         term: Term,
         epoch: Epoch,
+        time: Timestamp,
+        era: u64,
     },
     Replied {
         replied: Replied,
+        grants: Vec<Grant>,
+        term: Term,
         epoch: Epoch,
     },
     Answered {
         answer: Answer,
+        grants: Vec<Grant>,
         term: Term,
         epoch: Epoch,
     },
@@ -160,6 +175,26 @@ pub enum Response {
     },
 }
 
+/// Rights that the session has from this answer on, in addition to those it has already. A client that knows a higher term discards it.
+///
+/// What an answer tells may be kept only as far as the same answer grants it, whatever the session has already: attributes under `READ`
+/// of the inode, an entry or its absence under `NAMES` of the directory. An answer without the grant was given while a change was on its
+/// way, or repeats what was answered long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub ino: InodeId,
+    pub rights: Rights,
+}
+
+/// What a session must forget before somebody else's change or look goes on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Recall {
+    /// Afterwards the session has at most `keep` on the inode. `WRITE` goes back through the log, once all that was written is committed.
+    Inode { ino: InodeId, keep: Rights },
+    /// The name changes: forget it, and the directory's listing and attributes (its `READ`); `NAMES` stays.
+    Name { directory: InodeId, name: Name },
+}
+
 /// What the namespace says about an upload that a node holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
@@ -174,6 +209,11 @@ pub enum Verdict {
 /// A message that wants no answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notice {
+    /// Leader to a session, on the link that it dialled: obey, then send `Request::Recalled`. Said again until it is obeyed, so it may come
+    /// twice. Answers that were given before it on the same link are older than it.
+    Recall { term: Term, number: u64, items: Vec<Recall> },
+    /// Leader to a session: space is short, give back what is reserved and not needed.
+    SpaceShort,
     /// One Raft message in the project's own form.
     Raft(RaftMessage),
     /// A slice of a namespace snapshot on its way to `to`; the bytes are the payload. Bulk lane.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::locks::{LockKind, LockMode, LockRange};
-use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Timestamp};
+use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Timestamp};
 
 /// What `Create` makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,7 +98,8 @@ pub struct ChunkClaim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Makes an inode and its entry. `exclusive`: an existing name is an error, else an existing regular file is the answer
-    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session.
+    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session. `write`: a file that is made by this entry
+    /// gives its `WRITE` right to the session, if that has not too many (`Replied::Entry.writer` tells).
     Create {
         parent: InodeId,
         name: Name,
@@ -108,6 +109,7 @@ pub enum Op {
         gid: u32,
         exclusive: bool,
         hold: bool,
+        write: bool,
     },
     Link {
         ino: InodeId,
@@ -139,6 +141,7 @@ pub enum Op {
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
         kill_privileges: bool,
+        behind: Option<Behind>,
     },
     /// Rewrites one slot with the same bytes in fewer extents; `Conflict` if the slot moved since `slot_version`. Changes no data version.
     Fold {
@@ -148,12 +151,34 @@ pub enum Op {
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
     },
+    /// Gives the session the `WRITE` right on a file, if nobody else has it (`Replied::Acquired`).
+    Acquire {
+        ino: InodeId,
+    },
+    /// Gives the `WRITE` right back; everything written under it has been committed. Without effect if the session has not got it.
+    Yield {
+        ino: InodeId,
+    },
+    /// Sets the bytes that are reserved for what the session has written and not committed, up to what there is
+    /// (`Replied::Reserved`). Commits with `behind` use it up.
+    Reserve {
+        bytes: u64,
+    },
     /// Takes, converts or gives up a lock of the session; refused (`Replied::Lock`) if it is not free. The leader answers one that may
     /// wait without the log while it is not free, and tells the session (`Notice::LockFree`) when to ask again.
     SetLock {
         ino: InodeId,
         lock: SetLock,
     },
+}
+
+/// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// When they were written, in cluster time as the session knows it: the inode's new mtime and ctime, unless those are later.
+    pub written: Timestamp,
+    /// The right goes back with this entry.
+    pub yields: bool,
 }
 
 /// What is asked of a lock. The owner is named by kind and key within the session.
@@ -195,6 +220,8 @@ pub enum Replied {
     Entry {
         attributes: Attributes,
         created: bool,
+        /// Whether the session has the `WRITE` right on what it created.
+        writer: bool,
     },
     /// SetAttributes.
     Attributes(Attributes),
@@ -202,6 +229,15 @@ pub enum Replied {
     Written {
         offset: u64,
         attributes: Attributes,
+    },
+    /// Acquire.
+    Acquired {
+        granted: bool,
+        attributes: Attributes,
+    },
+    /// Reserve: what is reserved now.
+    Reserved {
+        bytes: u64,
     },
     /// SetLock.
     Lock(Grant),
@@ -247,9 +283,11 @@ pub enum Query {
         ino: InodeId,
         sequence: u64,
     },
-    /// After a change of leader: what the session has open. `last` ends the list; the leader then knows the session whole.
+    /// After a change of leader: what the session has open, and its `READ` and `NAMES` rights. `last` ends the list; the leader then
+    /// knows the session whole.
     Reclaim {
         held: Vec<InodeId>,
+        rights: Vec<(InodeId, Rights)>,
         last: bool,
     },
     /// Sizes for `statfs`.
@@ -284,6 +322,9 @@ pub struct DirectoryEntry {
     pub name: Name,
     pub cookie: Cookie,
     pub attributes: Attributes,
+    /// False if another session may have changed the attributes since (it has the `WRITE` right): number and kind are true, the rest
+    /// must not be shown.
+    pub current: bool,
 }
 
 /// A located run of a file's bytes.
@@ -318,6 +359,8 @@ pub struct Space {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     Done,
+    /// Lookup: the directory is there, the name is not.
+    Absent,
     Attributes(Attributes),
     Target(#[serde(with = "crate::types::serde_bytes_vec")] Vec<u8>),
     Directory {

@@ -62,7 +62,7 @@ impl LockIndex {
 }
 
 pub(super) fn digest(ino: InodeId, table: &LockTable) -> u64 {
-    let mut digest = Digest::new(7).word(ino.0);
+    let mut digest = Digest::new(10).word(ino.0);
     for Lock { owner, range, mode, pid } in table.iter() {
         digest = digest.word(owner.session.0).word(owner.key).word(range.first).word(range.last);
         digest = digest.word((owner.kind as u64) << 40 | (*mode as u64) << 32 | u64::from(*pid));
@@ -181,7 +181,7 @@ mod tests {
 
     fn file(world: &mut World, text: &str) -> InodeId {
         let (name, kind) = (Name::new(text).unwrap(), NewKind::File);
-        let op = Op::Create { parent: ROOT, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false };
+        let op = Op::Create { parent: ROOT, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, write: false };
         match world.op(op) {
             Ok(Replied::Entry { attributes, .. }) => attributes.ino,
             other => panic!("{other:?}"),
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn owners_exclude_each_other_and_kinds_do_not() {
         let mut world = World::new();
-        world.apply(Command::OpenSession { session: OTHER }).unwrap();
+        world.apply(Command::OpenSession { session: OTHER, caches: false }).unwrap();
         let ino = file(&mut world, "f");
         let mut set = |lock| world.op(Op::SetLock { ino, lock });
         assert_eq!(set(lock(LockKind::Fcntl, 1, (0, 9), EXCLUSIVE)), GRANTED);
@@ -251,7 +251,7 @@ mod tests {
     #[test]
     fn locks_end_with_their_session_or_inode_in_bounded_steps() {
         let mut world = World::new();
-        world.apply(Command::OpenSession { session: OTHER }).unwrap();
+        world.apply(Command::OpenSession { session: OTHER, caches: false }).unwrap();
         let inos: Vec<InodeId> = (0..1500).map(|number| file(&mut world, &format!("f{number}"))).collect();
         for &ino in &inos {
             assert_eq!(world.op(Op::SetLock { ino, lock: lock(LockKind::Flock, 1, WHOLE, EXCLUSIVE) }), GRANTED);

@@ -27,7 +27,10 @@ impl Namespace {
     /// Answers a query. Those that need what only the node knows, or who asks, are answered elsewhere: `NotSupported` here.
     pub fn query(&self, query: &Query) -> Result<Answer, Status> {
         match query {
-            Query::Lookup { parent, name } => Ok(Answer::Attributes(self.lookup(*parent, name)?)),
+            Query::Lookup { parent, name } => match self.lookup(*parent, name) {
+                Err(Status::NotFound) if self.store.inode(*parent).is_some() => Ok(Answer::Absent),
+                found => found.map(Answer::Attributes),
+            },
             Query::Resolve { path } => {
                 if path.len() > limits::COMMAND_VISITS_MAX {
                     return Err(Status::NameTooLong);
@@ -65,6 +68,11 @@ impl Namespace {
         self.store.inode(ino).is_some_and(|inode| inode.links == 0)
     }
 
+    /// The inode of that name, if there is one.
+    pub fn child(&self, parent: InodeId, name: &Name) -> Option<InodeId> {
+        self.store.entry(parent, name.as_bytes()).map(|entry| entry.ino)
+    }
+
     fn lookup(&self, parent: InodeId, name: &Name) -> Result<Attributes, Status> {
         name.check()?;
         let inode = self.store.inode(parent).ok_or(Status::NotFound)?;
@@ -90,7 +98,7 @@ impl Namespace {
             }
             let entry = self.store.entry(ino, bytes).expect("the index of cookies names entries");
             let name = Name::new(bytes.to_vec()).expect("stored names were checked");
-            entries.push(DirectoryEntry { name, cookie, attributes: self.attributes(entry.ino)? });
+            entries.push(DirectoryEntry { name, cookie, attributes: self.attributes(entry.ino)?, current: true });
         }
         Ok(Answer::Directory { entries, end, attributes: inode.attributes(ino) })
     }

@@ -32,6 +32,7 @@ enum Row {
     Chunk(ChunkHash, ChunkRecord),
     Session(SessionId, Session),
     Outcome(SessionId, u64, Box<Outcome>),
+    Writer(InodeId, SessionId),
     /// The state hash that all rows together must give.
     End(u64),
     Locks(InodeId, Box<LockTable>),
@@ -70,6 +71,7 @@ fn row_of(key: Key, record: Record) -> Row {
         (Key::Chunk(hash), Record::Chunk(chunk)) => Row::Chunk(hash, chunk),
         (Key::Session(id), Record::Session(session)) => Row::Session(id, session),
         (Key::Outcome(id, number), Record::Outcome(outcome)) => Row::Outcome(id, number, outcome),
+        (Key::Writer(ino), Record::Writer(session)) => Row::Writer(ino, session),
         (Key::Locks(ino), Record::Locks(table)) => Row::Locks(ino, table),
         _ => unreachable!("a record under a key of another table"),
     }
@@ -178,6 +180,7 @@ impl SnapshotLoader {
             Row::Chunk(hash, chunk) => store.put_chunk(hash, Some(chunk)),
             Row::Session(id, session) => store.put_session(id, Some(session)),
             Row::Outcome(id, number, outcome) => store.put(Key::Outcome(id, number), Some(Record::Outcome(outcome))),
+            Row::Writer(ino, session) => store.put_writer(ino, Some(session)),
             Row::End(hash) => self.end = Some(hash),
             Row::Locks(_, table) if !table.is_well_formed() => return Err(Status::Malformed),
             Row::Locks(ino, table) => store.put(Key::Locks(ino), Some(Record::Locks(table))),

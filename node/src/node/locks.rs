@@ -212,7 +212,8 @@ impl Node {
         match turn {
             Turn::Now => return true,
             Turn::Later => {
-                let response = Response::Replied { replied: Replied::Lock(Grant::Refused), epoch: self.map.epoch };
+                let (replied, term, epoch) = (Replied::Lock(Grant::Refused), self.leads().unwrap_or_default(), self.map.epoch);
+                let response = Response::Replied { replied, grants: Vec::new(), term, epoch };
                 self.answer(asker, Ok(response), Bytes::new());
             }
             Turn::Deadlock => self.fail(asker, Status::Deadlock),
