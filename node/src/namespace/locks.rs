@@ -62,7 +62,7 @@ impl LockIndex {
 }
 
 pub(super) fn digest(ino: InodeId, table: &LockTable) -> u64 {
-    let mut digest = Digest::new(7).word(ino.0);
+    let mut digest = Digest::new(10).word(ino.0);
     for Lock { owner, range, mode, pid } in table.iter() {
         digest = digest.word(owner.session.0).word(owner.key).word(range.first).word(range.last);
         digest = digest.word((owner.kind as u64) << 40 | (*mode as u64) << 32 | u64::from(*pid));
