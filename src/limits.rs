@@ -283,6 +283,10 @@ pub const NAME_NOTICES_MAX: u32 = 8;
 pub const COOL_RECALLS: u32 = 3;
 pub const COOL_WINDOW: Duration = Duration::from_secs(2);
 pub const COOL_TIME: Duration = Duration::from_secs(1);
+/// Before somebody is told that there is no space, those who have reserved some are asked to give back what they do not need, this often
+/// and for so long.
+pub const SPACE_ASK_INTERVAL: Duration = Duration::from_millis(300);
+pub const SPACE_ASK_TIME: Duration = Duration::from_millis(1500);
 /// Inodes whose recalls are counted at once; on others rights are given however contended.
 pub const HEATS_MAX: usize = 1 << 14;
 
@@ -307,4 +311,5 @@ const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_milli
 const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(SPACE_ASK_TIME.as_millis() < FULL_PATIENCE.as_millis());
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);

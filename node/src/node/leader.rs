@@ -15,7 +15,7 @@ use super::gate::Gate;
 use super::holds::Holds;
 use super::membership::{self, Standing};
 use super::rights::RightsTable;
-use super::sessions::Leases;
+use super::sessions::{Leases, Shortage};
 use super::{Node, Purpose, Sabotage, Start};
 use crate::namespace::{Command, Effect, SessionState, SpaceLimits};
 
@@ -83,6 +83,7 @@ pub(super) struct Leading {
     pub(super) holds: Holds,
     pub(super) rights: RightsTable,
     pub(super) gate: Gate,
+    pub(super) shortage: Shortage,
     /// Duties under way, until when.
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
@@ -107,6 +108,7 @@ impl Leading {
             holds: Holds::default(),
             rights: RightsTable::default(),
             gate: Gate::default(),
+            shortage: Shortage::default(),
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
             spared: BTreeMap::new(),
