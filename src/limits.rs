@@ -308,6 +308,10 @@ pub const NAME_NOTICES_MAX: u32 = 8;
 pub const COOL_RECALLS: u32 = 3;
 pub const COOL_WINDOW: Duration = Duration::from_secs(2);
 pub const COOL_TIME: Duration = Duration::from_secs(1);
+/// Before somebody is told that there is no space, those who have reserved some are asked to give back what they do not need, this often
+/// and for so long.
+pub const SPACE_ASK_INTERVAL: Duration = Duration::from_millis(300);
+pub const SPACE_ASK_TIME: Duration = Duration::from_millis(1500);
 /// Inodes whose recalls are counted at once; on others rights are given however contended.
 pub const HEATS_MAX: usize = 1 << 14;
 
@@ -334,6 +338,7 @@ const _: () = assert!(SLOT_BYTES / INLINE_WRITE_BYTES_MAX as u64 <= FOLD_RESERVA
 const _: () = assert!(4 * FOLD_RESERVATIONS_MAX <= SLOT_EXTENTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(SPACE_ASK_TIME.as_millis() < FULL_PATIENCE.as_millis());
 const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis());
 const _: () = assert!(2 * SIGNAL_LOOK_INTERVAL.as_millis() + LOCK_INTERRUPT_GRACE.as_millis() < 1000);
 const _: () = assert!(CLIENT_LOCK_WAITS_MAX < CLIENT_CALLS_MAX);

@@ -12,9 +12,9 @@ use dfs::links::{Links, LinksOutput, Peer, Ticket};
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{Address, ByteRange, ChunkHash, Epoch, InodeId, Instance, Name, NodeId, ROOT, RequestNumber, Timestamp};
+use dfs::types::{Address, ByteRange, ChunkHash, Epoch, InodeId, Instance, Name, NodeId, ROOT, RequestNumber, Rights, Term, Timestamp};
 use dfs::wire::handshake;
-use dfs::wire::message::{Failure, Request, Response};
+use dfs::wire::message::{Failure, Notice, Request, Response};
 use dfs::wire::namespace::{Answer, ChunkClaim, NewKind, Op, Patch, Query, Replied, Source, WriteAt};
 use dfs_node::node::{Node, NodeConfig, NodeOutput, Start};
 
@@ -34,16 +34,21 @@ struct World {
     queue: BTreeMap<(Time, u64), (u16, LinkEvent)>,
     nodes: BTreeMap<u16, (Node, Hello)>,
     paused: Option<u16>,
-    client: Links,
-    answers: BTreeMap<Ticket, Result<(Response, Bytes), Failure>>,
+    clients: BTreeMap<u16, Links>,
+    /// The client that asks.
+    speaker: u16,
+    /// Recalls that clients were sent: by whom, term, number.
+    recalls: Vec<(u16, Term, u64)>,
+    answers: BTreeMap<(u16, Ticket), Result<(Response, Bytes), Failure>>,
     pairs: BTreeMap<End, End>,
     next_incoming: u64,
     number: u64,
     seed: u64,
 }
 
-/// The port under which the test's client appears in events.
+/// The ports under which the test's clients appear in events.
 const CLIENT: u16 = 0;
+const OTHER: u16 = 100;
 const SESSION: u64 = 77;
 
 impl World {
@@ -54,7 +59,11 @@ impl World {
             queue: BTreeMap::new(),
             nodes: BTreeMap::new(),
             paused: None,
-            client: Links::new(Role::Client, SESSION, Random::new(seed)),
+            clients: [CLIENT, OTHER]
+                .map(|port| (port, Links::new(Role::Client, SESSION + u64::from(port), Random::new(seed + u64::from(port)))))
+                .into(),
+            speaker: CLIENT,
+            recalls: Vec::new(),
             answers: BTreeMap::new(),
             pairs: BTreeMap::new(),
             next_incoming: LinkId::INCOMING,
@@ -149,18 +158,22 @@ impl World {
     }
 
     fn drain(&mut self, port: u16) {
-        if port == CLIENT {
-            while let Some(action) = self.client.poll_action() {
-                self.act(CLIENT, action);
+        if let Some(client) = self.clients.get_mut(&port) {
+            let mut actions = Vec::new();
+            while let Some(action) = client.poll_action() {
+                actions.push(action);
             }
-            while let Some(output) = self.client.poll_output() {
+            while let Some(output) = client.poll_output() {
                 match output {
-                    LinksOutput::Answered { ticket, response, payload, .. } => _ = self.answers.insert(ticket, Ok((response, payload))),
-                    LinksOutput::Failed { ticket, failure } => _ = self.answers.insert(ticket, Err(failure)),
+                    LinksOutput::Answered { ticket, response, payload, .. } => {
+                        self.answers.insert((port, ticket), Ok((response, payload)));
+                    }
+                    LinksOutput::Failed { ticket, failure } => _ = self.answers.insert((port, ticket), Err(failure)),
+                    LinksOutput::Noticed { notice: Notice::Recall { term, number, .. }, .. } => self.recalls.push((port, term, number)),
                     _ => {}
                 }
             }
-            return;
+            return actions.into_iter().for_each(|action| self.act(port, action));
         }
         let mut actions = VecDeque::new();
         let Some((node, identity)) = self.nodes.get_mut(&port) else { return };
@@ -184,7 +197,8 @@ impl World {
     fn step(&mut self) {
         let wake = |world: &World, port: u16, node: &Node| if world.paused == Some(port) { Time::NEVER } else { node.next_deadline() };
         let deadline = self.nodes.iter().map(|(&port, (node, _))| (wake(self, port, node), port)).min().unwrap_or((Time::NEVER, 1));
-        let deadline = deadline.min((self.client.next_deadline(), CLIENT));
+        let clients = self.clients.iter().map(|(&port, client)| (client.next_deadline(), port)).min();
+        let deadline = clients.map_or(deadline, |client| deadline.min(client));
         let arrival = self.queue.first_key_value().map_or(Time::NEVER, |(&(at, _), _)| at);
         if arrival <= deadline.0 {
             let (_, (to, event)) = self.queue.pop_first().expect("just seen");
@@ -197,20 +211,20 @@ impl World {
         }
         self.now = self.now.max(deadline.0);
         let wall = self.wall();
-        match self.nodes.get_mut(&deadline.1) {
-            _ if deadline.1 == CLIENT => self.client.on_deadline(self.now),
-            Some((node, _)) => node.on_deadline(self.now, wall),
-            None => {}
+        if let Some(client) = self.clients.get_mut(&deadline.1) {
+            client.on_deadline(self.now);
+        } else if let Some((node, _)) = self.nodes.get_mut(&deadline.1) {
+            node.on_deadline(self.now, wall);
         }
         self.drain(deadline.1);
     }
 
     fn deliver(&mut self, to: u16, event: LinkEvent) {
         let wall = self.wall();
-        match self.nodes.get_mut(&to) {
-            _ if to == CLIENT => self.client.on_event(self.now, event),
-            Some((node, _)) => node.handle(self.now, wall, event),
-            None => {}
+        if let Some(client) = self.clients.get_mut(&to) {
+            client.on_event(self.now, event);
+        } else if let Some((node, _)) = self.nodes.get_mut(&to) {
+            node.handle(self.now, wall, event);
         }
     }
 
@@ -235,10 +249,12 @@ impl World {
 
     fn ask_at(&mut self, port: u16, request: Request, payload: Bytes) -> Result<(Response, Bytes), Failure> {
         let peer = Peer { address: address(port), node: None };
-        let ticket = self.client.request(self.now, &peer, request, payload, limits::ATTEMPT_TIMEOUT);
-        self.drain(CLIENT);
+        let speaker = self.speaker;
+        let client = self.clients.get_mut(&speaker).expect("a client speaks");
+        let ticket = client.request(self.now, &peer, request, payload, limits::ATTEMPT_TIMEOUT);
+        self.drain(speaker);
         loop {
-            if let Some(answer) = self.answers.remove(&ticket) {
+            if let Some(answer) = self.answers.remove(&(speaker, ticket)) {
                 return answer;
             }
             self.step();
@@ -571,4 +587,105 @@ fn the_only_voter_of_two_hands_over_before_it_leaves() {
     world.until("gone", |world| !world.nodes.contains_key(&1));
     assert!(world.now.since(now) < Duration::from_secs(5));
     assert_eq!(world.lookup("kept"), Ok(ino));
+}
+
+/// Two caching sessions, a file of the first, and a new leader that knows nothing of what they cache. Gives when that one began.
+fn failover_with_rights(seed: u64) -> (World, InodeId, Time) {
+    let mut world = World::three(seed);
+    world.ask(Request::EndSession).unwrap();
+    for port in [CLIENT, OTHER] {
+        world.clients.insert(port, Links::new(Role::Client, SESSION + 1 + u64::from(port), Random::new(seed + u64::from(port))));
+        world.speaker = port;
+        world.ask(Request::OpenSession { caches: true }).unwrap();
+    }
+    world.speaker = CLIENT;
+    let ino = world.create("a", false);
+    let old = world.leader().unwrap();
+    world.kill(old);
+    world.until("another leader", |world| world.leader().is_some());
+    let began = world.now;
+    (world, ino, began)
+}
+
+fn chmod(world: &mut World, ino: InodeId) -> Time {
+    let set = dfs::wire::namespace::SetAttributes { mode: Some(0o600), ..Default::default() };
+    world.op(Op::SetAttributes { ino, set }).unwrap();
+    world.now
+}
+
+fn renew(world: &mut World) -> u64 {
+    match world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap() {
+        Response::Renewed { era, .. } => era,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn after_a_failover_changes_wait_until_every_caching_session_has_told_or_lost_what_it_has() {
+    // The other session says nothing: its lease is waited for.
+    let (mut world, ino, began) = failover_with_rights(31);
+    let done = chmod(&mut world, ino);
+    assert!(done.since(began) >= limits::SESSION_LEASE, "{:?}", done.since(began));
+    world.speaker = OTHER;
+    assert_eq!(renew(&mut world), 2, "what it had is void");
+    world.query(Query::Reclaim { held: Vec::new(), rights: vec![(ino, Rights::READ)], last: true }).unwrap();
+    world.speaker = CLIENT;
+    let before = world.now;
+    let done = chmod(&mut world, ino);
+    assert!(done.since(before) < Duration::from_millis(100) && world.recalls.is_empty(), "and stays void, however late it is claimed");
+
+    // It has something on another inode: nobody waits.
+    let (mut world, ino, began) = failover_with_rights(32);
+    world.speaker = OTHER;
+    assert_eq!(renew(&mut world), 0, "nothing is prolonged before it has told");
+    world.query(Query::Reclaim { held: Vec::new(), rights: vec![(InodeId(999), Rights::READ)], last: true }).unwrap();
+    assert_eq!(renew(&mut world), 1);
+    world.speaker = CLIENT;
+    assert!(chmod(&mut world, ino).since(began) < Duration::from_secs(3));
+
+    // It has something on this one: it is recalled, and obeys.
+    let (mut world, ino, _) = failover_with_rights(33);
+    world.speaker = OTHER;
+    world.query(Query::Reclaim { held: Vec::new(), rights: vec![(ino, Rights::READ)], last: true }).unwrap();
+    let leader = world.leader().unwrap();
+    let set = dfs::wire::namespace::SetAttributes { mode: Some(0o600), ..Default::default() };
+    world.speaker = CLIENT;
+    let request = world.request(Op::SetAttributes { ino, set });
+    assert_eq!(world.ask_at(leader, request.clone(), Bytes::new()).map_err(|failure| failure.status), Err(Status::TimedOut));
+    let &(port, term, number) = world.recalls.first().expect("recalled");
+    assert_eq!(port, OTHER);
+    world.speaker = OTHER;
+    world.ask(Request::Recalled { term, number }).unwrap();
+    world.speaker = CLIENT;
+    assert!(matches!(world.ask(request), Ok(Response::Replied { .. })));
+}
+
+#[test]
+fn who_writes_alone_is_known_to_the_next_leader() {
+    let mut world = World::three(34);
+    world.ask(Request::EndSession).unwrap();
+    for port in [CLIENT, OTHER] {
+        world.clients.insert(port, Links::new(Role::Client, SESSION + 1 + u64::from(port), Random::new(34 + u64::from(port))));
+        world.speaker = port;
+        world.ask(Request::OpenSession { caches: true }).unwrap();
+    }
+    world.speaker = CLIENT;
+    let ino = world.create("a", false);
+    assert!(matches!(world.op(Op::Acquire { ino }), Ok(Replied::Acquired { granted: true, .. })));
+    let old = world.leader().unwrap();
+    world.kill(old);
+    world.until("another leader", |world| world.leader().is_some());
+    renew(&mut world);
+    // A look by the other recalls at once: nobody has to be asked who writes.
+    world.speaker = OTHER;
+    let leader = world.leader().unwrap();
+    let look = Request::Query(Query::Attributes { ino });
+    assert_eq!(world.ask_at(leader, look.clone(), Bytes::new()).map_err(|failure| failure.status), Err(Status::TimedOut));
+    let &(port, term, number) = world.recalls.first().expect("recalled");
+    assert_eq!(port, CLIENT);
+    world.speaker = CLIENT;
+    world.op(Op::Yield { ino }).unwrap();
+    world.ask(Request::Recalled { term, number }).unwrap();
+    world.speaker = OTHER;
+    assert!(matches!(world.ask(look), Ok(Response::Answered { .. })));
 }

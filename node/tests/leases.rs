@@ -9,9 +9,11 @@ use dfs::limits;
 use dfs::link::{Frame, Hello, Lane, LinkAction, LinkEvent, LinkId, Role};
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{Address, Attributes, Cookie, InodeId, Name, ROOT, RequestNumber, Rights, Term, Timestamp};
+use dfs::types::{
+    Address, Attributes, ChunkHash, Cookie, InodeId, Instance, Name, ROOT, RequestNumber, Rights, SessionId, Term, Timestamp,
+};
 use dfs::wire::message::{Body, Failure, Grant, Notice, Recall, Request, Response};
-use dfs::wire::namespace::{Answer, Behind, NewKind, Op, Patch, Query, Replied, SetAttributes, Source, WriteAt};
+use dfs::wire::namespace::{Answer, Behind, ChunkClaim, NewKind, Op, Patch, Query, Replied, SetAttributes, Source, WriteAt};
 use dfs_node::node::{Node, NodeConfig, NodeOutput, Start};
 
 const A: u64 = 0xa;
@@ -30,6 +32,8 @@ struct Leader {
     answers: BTreeMap<(u64, u64), Result<Response, Failure>>,
     /// Notices of recalls, oldest first.
     recalls: BTreeMap<u64, Vec<(Term, u64, Vec<Recall>)>>,
+    /// How often each was asked for what it has reserved.
+    asked: BTreeMap<u64, u32>,
     messages: usize,
 }
 
@@ -49,6 +53,7 @@ impl Leader {
             numbers: BTreeMap::new(),
             answers: BTreeMap::new(),
             recalls: BTreeMap::new(),
+            asked: BTreeMap::new(),
             messages: 0,
         };
         leader.pass(Duration::from_secs(1));
@@ -94,6 +99,7 @@ impl Leader {
                 Body::Notice(Notice::Recall { term, number, items }) => {
                     self.recalls.entry(session).or_default().push((term, number, items));
                 }
+                Body::Notice(Notice::SpaceShort) => *self.asked.entry(session).or_default() += 1,
                 _ => {}
             }
         }
@@ -223,6 +229,15 @@ fn write(ino: InodeId, text: &str, behind: Option<Behind>) -> Op {
     let source = Source::Inline(Bytes::copy_from_slice(text.as_bytes()));
     let patches = vec![Patch { at: WriteAt::Offset(0), length: text.len() as u64, source }];
     Op::Write { ino, patches, chunks: Vec::new(), kill_privileges: false, behind }
+}
+
+/// Claims a chunk of a MiB, different ones for different counters.
+fn write_chunk(leader: &Leader, session: u64, ino: InodeId, counter: u64, behind: Option<Behind>) -> Op {
+    let (hash, length) = (ChunkHash::of(&counter.to_le_bytes()), 1 << 20);
+    let instance = Instance { session: SessionId(session), counter };
+    let chunks = vec![ChunkClaim { hash, length, instance, receipts: vec![leader.node.id()] }];
+    let patches = vec![Patch { at: WriteAt::Offset(counter << 20), length: u64::from(length), source: Source::Chunk { hash, offset: 0 } }];
+    Op::Write { ino, patches, chunks, kill_privileges: false, behind }
 }
 
 fn grant(ino: InodeId, rights: Rights) -> Grant {
@@ -518,4 +533,44 @@ fn what_is_reserved_is_kept_from_others() {
     assert_eq!(reserve(&mut leader, B, 1 << 20), 1 << 20);
     leader.ask(A, Request::EndSession).unwrap();
     assert!(reserve(&mut leader, B, u64::MAX) > all - (2 << 20));
+}
+
+#[test]
+fn commits_of_what_is_reserved_never_meet_a_full_cluster() {
+    let mut leader = Leader::with(&[A, B]);
+    let file = leader.create(A, "x", true);
+    let other = leader.create(B, "y", false);
+    let reserve = |leader: &mut Leader, session, bytes| leader.op(session, Op::Reserve { bytes }).unwrap().0;
+    let Replied::Reserved { bytes: all } = reserve(&mut leader, A, u64::MAX) else { panic!("no room told") };
+    let behind = Some(Behind { written: Timestamp::default(), yields: false });
+    let op = write_chunk(&leader, A, file.ino, 1, behind);
+    leader.op(A, op).unwrap();
+    let Replied::Reserved { bytes: left } = reserve(&mut leader, A, all) else { panic!("no room told") };
+    assert!(left <= all - (1 << 20), "what is stored is no longer reserved");
+    // Another one, who has reserved nothing, is told to wait while the first one is asked, and then that there is no space.
+    let op = write_chunk(&leader, B, other.ino, 2, None);
+    assert_eq!(leader.op(B, op), Err(Status::Reclaiming));
+    assert_eq!((leader.asked.get(&A).is_some(), leader.asked.get(&B)), (true, None));
+    leader.pass_alive(limits::SPACE_ASK_TIME, &[A, B]);
+    let op = write_chunk(&leader, B, other.ino, 3, None);
+    assert_eq!(leader.op(B, op), Err(Status::NoSpace));
+    reserve(&mut leader, A, 0);
+    let op = write_chunk(&leader, B, other.ino, 4, None);
+    leader.op(B, op).unwrap();
+}
+
+#[test]
+fn a_grant_is_given_only_where_a_recall_follows_it() {
+    let mut leader = Leader::with(&[A, B]);
+    let file = leader.create(A, "x", true);
+    let old = leader.links[&B];
+    leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
+    leader.connect(B);
+    leader.renew(B).unwrap();
+    // The query came over the old link, which is still up; recalls go over the new one now.
+    leader.op(A, Op::Yield { ino: file.ino }).unwrap();
+    leader.links.insert(B, old);
+    leader.obey(A);
+    let answers: Vec<_> = leader.answers.values().cloned().collect();
+    assert!(matches!(&answers[..], [Ok(Response::Answered { grants, .. })] if grants.is_empty()), "{answers:?}");
 }

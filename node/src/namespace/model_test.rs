@@ -1,6 +1,6 @@
 //! The namespace against a simple tree of byte maps: random operations, doubled requests, snapshots taken meanwhile and replayed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dfs::limits::SLOT_BYTES;
@@ -61,6 +61,8 @@ struct Run {
     /// What the storage nodes have: uploads that were not deleted.
     chunks: BTreeMap<ChunkHash, Vec<u8>>,
     counter: u64,
+    /// Files that the session writes alone.
+    writes: BTreeSet<u64>,
     snapshot: Option<(SnapshotLoader, u64, usize)>,
     /// Snapshots loaded, truncations that had to cut, ranges that took several commands, ranges that did not fit: the test must reach all.
     loaded: u64,
@@ -85,6 +87,7 @@ impl Run {
             nodes,
             chunks: BTreeMap::new(),
             counter: 0,
+            writes: BTreeSet::new(),
             snapshot: None,
             loaded: 0,
             cuts: 0,
@@ -147,7 +150,7 @@ impl Run {
     }
 
     fn step(&mut self) {
-        match self.random.below(26) {
+        match self.random.below(28) {
             0..4 => self.create(),
             4 => self.link(),
             5 => self.remove(false),
@@ -161,6 +164,7 @@ impl Run {
             19 | 20 => self.allocate(),
             21 | 22 => self.copy(),
             23 => self.seek(),
+            24 | 25 => self.right(),
             _ => self.snapshot(),
         }
         for effect in self.world.namespace.drain_effects() {
@@ -185,8 +189,8 @@ impl Run {
         let (parent, name, exclusive) = (self.pick(true), self.name(), self.random.chance(1, 2));
         let directory = self.random.chance(1, 3);
         let kind = if directory { NewKind::Directory } else { NewKind::File };
-        let (parent_ino, new_name) = (InodeId(parent), name.clone());
-        let op = Op::Create { parent: parent_ino, name: new_name, kind, mode: 0o644, uid: 1, gid: 1, exclusive, hold: false, write: false };
+        let (parent_ino, new_name, write) = (InodeId(parent), name.clone(), self.random.chance(1, 2));
+        let op = Op::Create { parent: parent_ino, name: new_name, kind, mode: 0o644, uid: 1, gid: 1, exclusive, hold: false, write };
         let outcome = self.op(op);
         let existing = self.entry(parent, &name);
         if self.nodes[&parent].links == 0 {
@@ -199,13 +203,51 @@ impl Run {
                 outcome => assert!((exclusive || directory) && outcome == Err(Status::Exists)),
             }
         } else {
-            let Ok(Replied::Entry { attributes, created: true, .. }) = outcome else { panic!("{outcome:?}") };
+            let Ok(Replied::Entry { attributes, created: true, writer }) = outcome else { panic!("{outcome:?}") };
+            assert_eq!(writer, write && !directory, "a file that is made may be written alone");
+            if writer {
+                self.writes.insert(attributes.ino.0);
+            }
             let kind = match directory {
                 true => Kind::Directory { parent, entries: BTreeMap::new() },
                 false => Kind::File { bytes: BTreeMap::new(), size: 0, reserved: Ranges::default() },
             };
             assert!(self.nodes.insert(attributes.ino.0, Node { kind, links: if directory { 2 } else { 0 } }).is_none());
             self.set_entry(parent, &name, Some(attributes.ino.0));
+        }
+    }
+
+    /// The right to write alone comes and goes, and bytes written behind need it.
+    fn right(&mut self) {
+        let ino = self.pick(false);
+        let (had, exists) = (self.writes.contains(&ino), self.nodes.contains_key(&ino));
+        match self.random.below(3) {
+            0 => match self.op(Op::Acquire { ino: InodeId(ino) }) {
+                Ok(Replied::Acquired { granted, .. }) => {
+                    assert!(granted && exists);
+                    self.writes.insert(ino);
+                }
+                outcome => assert!(!exists && outcome == Err(Status::Stale)),
+            },
+            1 => {
+                assert_eq!(self.op(Op::Yield { ino: InodeId(ino) }), Ok(Replied::Done));
+                self.writes.remove(&ino);
+            }
+            _ => {
+                let behind = Some(Behind { written: Timestamp { seconds: 3, nanos: 0 }, yields: true });
+                // Of no length: what writing does to bytes is for the other steps.
+                let patches = vec![Patch { at: WriteAt::Offset(0), length: 0, source: Source::Hole }];
+                let op = Op::Write { ino: InodeId(ino), patches, chunks: Vec::new(), kill_privileges: false, behind };
+                let expected = if !exists {
+                    Err(Status::Stale)
+                } else if had {
+                    Ok(())
+                } else {
+                    Err(Status::RightLost)
+                };
+                assert_eq!(self.op(op).map(|_| ()), expected);
+                self.writes.remove(&ino);
+            }
         }
     }
 
@@ -470,6 +512,7 @@ impl Run {
         let orphans: Vec<InodeId> = self.world.namespace.orphans().collect();
         self.world.apply(Command::Reap { inos: orphans.clone() }).unwrap();
         for ino in orphans {
+            self.writes.remove(&ino.0);
             assert_eq!(self.nodes[&ino.0].links, 0);
             if !self.world.namespace.exists(ino) {
                 self.nodes.remove(&ino.0);
@@ -708,6 +751,7 @@ impl Run {
         for (ino, node) in &self.nodes {
             let attributes = self.world.namespace.attributes(InodeId(*ino)).unwrap();
             assert_eq!(attributes.links, node.links);
+            assert_eq!(self.world.namespace.writer(InodeId(*ino)).is_some(), self.writes.contains(ino));
             match &node.kind {
                 Kind::File { bytes, size, reserved } => {
                     assert_eq!((attributes.kind, attributes.size), (FileKind::File, *size));

@@ -212,13 +212,19 @@ impl Node {
         }
     }
 
-    /// A link that was dialled to this node is there.
+    /// A link that was dialled to this node is there. A session that had none is told by it what it missed.
     pub(super) fn on_link_up(&mut self, link: LinkId, role: Role, lane: Lane, sender: u64) {
-        if role != Role::Client || lane != Lane::Control {
+        let session = SessionId(sender);
+        if role == Role::Client && lane == Lane::Control && !self.session_links.contains_key(&session) {
+            self.on_session_link(session, link);
+        }
+    }
+
+    /// The session listens on that link from now on.
+    pub(super) fn on_session_link(&mut self, session: SessionId, link: LinkId) {
+        if self.session_links.insert(session, link) == Some(link) {
             return;
         }
-        let session = SessionId(sender);
-        self.session_links.insert(session, link);
         if let Some(leading) = &mut self.leading {
             leading.gate.send_again(self.now, session);
             self.send_recalls();
@@ -298,7 +304,7 @@ impl Node {
         }
         match self.query(session, &query) {
             Ok(mut answer) => {
-                let grants = self.grant_with_answer(session, &query, &mut answer);
+                let grants = self.grant_with_answer(asker, session, &query, &mut answer);
                 let (term, epoch) = (self.leads().unwrap_or_default(), self.map.epoch);
                 self.answer(asker, Ok(Response::Answered { answer, grants, term, epoch }), Bytes::new());
             }
@@ -306,10 +312,11 @@ impl Node {
         }
     }
 
-    /// Whether the session is given rights at all.
-    fn may_cache(&self, session: SessionId) -> bool {
+    /// Whether the session is given rights at all, by an answer over that link: only one that a later recall cannot overtake.
+    fn may_cache(&self, asker: Asker, session: SessionId) -> bool {
         let open = |known: &crate::namespace::Session| known.caches && known.state == SessionState::Open;
-        self.namespace.session(session).is_some_and(open)
+        self.session_links.get(&session) == Some(&asker.link)
+            && self.namespace.session(session).is_some_and(open)
             && self.leading.as_ref().is_some_and(|leading| !leading.gate.is_stalled(self.now, session))
             && !self.is_silent(session)
     }
@@ -323,13 +330,13 @@ impl Node {
     }
 
     /// What the answer to a query lets the session cache. Says in a listing which entries may be shown.
-    fn grant_with_answer(&mut self, session: SessionId, query: &Query, answer: &mut Answer) -> Vec<Grant> {
+    fn grant_with_answer(&mut self, asker: Asker, session: SessionId, query: &Query, answer: &mut Answer) -> Vec<Grant> {
         if let Answer::Directory { entries, .. } = answer {
             for entry in entries {
                 entry.current = self.namespace.writer(entry.attributes.ino).is_none_or(|writer| writer == session);
             }
         }
-        if !self.may_cache(session) {
+        if !self.may_cache(asker, session) {
             return Vec::new();
         }
         let mut wanted = Vec::new();
@@ -351,8 +358,8 @@ impl Node {
     }
 
     /// What the answer to an operation, just applied for the first time, lets the session cache.
-    pub(super) fn grant_with_reply(&mut self, session: SessionId, op: &Op, replied: &Replied) -> Vec<Grant> {
-        if self.leading.is_none() || !self.may_cache(session) {
+    pub(super) fn grant_with_reply(&mut self, asker: Asker, session: SessionId, op: &Op, replied: &Replied) -> Vec<Grant> {
+        if !self.may_cache(asker, session) {
             return Vec::new();
         }
         let mut grants = Vec::new();

@@ -16,7 +16,7 @@ use super::holds::Holds;
 use super::locks::LockQueues;
 use super::membership::{self, Standing};
 use super::rights::RightsTable;
-use super::sessions::Leases;
+use super::sessions::{Leases, Shortage};
 use super::{Node, Purpose, Sabotage, Start};
 use crate::namespace::{Command, Effect, SessionState, SpaceLimits};
 
@@ -85,7 +85,11 @@ pub(super) struct Leading {
     pub(super) holds: Holds,
     pub(super) rights: RightsTable,
     pub(super) gate: Gate,
+<<<<<<< HEAD
+    pub(super) shortage: Shortage,
+=======
     pub(super) locks: LockQueues,
+>>>>>>> main
     /// Duties under way, until when.
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
@@ -110,7 +114,11 @@ impl Leading {
             holds: Holds::default(),
             rights: RightsTable::default(),
             gate: Gate::default(),
+<<<<<<< HEAD
+            shortage: Shortage::default(),
+=======
             locks: LockQueues::default(),
+>>>>>>> main
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
             spared: BTreeMap::new(),

@@ -159,15 +159,27 @@ impl Node {
             self.pass_gate(*session, *number);
         }
         if let Some(asker) = awaited(&entry.command).and_then(|awaited| self.waiters.waiting.remove(&awaited)) {
-            let result =
-                result.map_err(|status| if status == Status::NoSpace && self.is_reclaiming() { Status::Reclaiming } else { status });
+            let result = self.soften_no_space(&entry.command, result);
             let mut answer = self.response(&entry.command, result);
             if let (Command::Request { session, op, .. }, Ok(Response::Replied { replied, grants, .. })) = (&entry.command, &mut answer)
                 && !repeated
             {
-                *grants = self.grant_with_reply(*session, op, replied);
+                *grants = self.grant_with_reply(asker, *session, op, replied);
             }
             self.answer(asker, answer, Bytes::new());
+        }
+    }
+
+    /// "No space" is said only when waiting a moment would not help. Who gets less reserved than wanted has others asked as well.
+    fn soften_no_space(&mut self, command: &Command, result: Result<Replied, Status>) -> Result<Replied, Status> {
+        match (command, &result) {
+            (_, Err(Status::NoSpace)) if self.is_reclaiming() => Err(Status::Reclaiming),
+            (Command::Request { session, .. }, Err(Status::NoSpace)) if self.ask_for_reserved(*session) => Err(Status::Reclaiming),
+            (Command::Request { session, op: Op::Reserve { bytes: wanted }, .. }, Ok(Replied::Reserved { bytes })) if bytes < wanted => {
+                self.ask_for_reserved(*session);
+                result
+            }
+            _ => result,
         }
     }
 

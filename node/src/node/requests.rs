@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use dfs::cluster_map::{ClusterMap, MemberState};
-use dfs::link::{Frame, LinkAction, LinkId, Role};
+use dfs::link::{Frame, Lane, LinkAction, LinkId, Role};
 use dfs::placement;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId};
@@ -53,6 +53,18 @@ impl Node {
         match request {
             Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
+            request if request.lane() == Lane::Control => self.on_session_request(asker, session, request),
+            Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
+                self.fail(asker, Status::InvalidArgument);
+            }
+            request => self.on_bulk_request(asker, request, payload),
+        }
+    }
+
+    /// What goes to the leader. Recalls go to the session over the link by which it asks: what was granted there before, it gets before.
+    fn on_session_request(&mut self, asker: Asker, session: SessionId, request: Request) {
+        self.on_session_link(session, asker.link);
+        match request {
             Request::OpenSession { caches } => _ = self.propose_for(asker, Command::OpenSession { session, caches }),
             Request::EndSession => _ = self.propose_for(asker, Command::EndSession { session }),
             Request::Renew { answered_below, uploads_from } => {
@@ -85,10 +97,7 @@ impl Node {
                 self.answer(asker, Ok(Response::Done), Bytes::new());
             }
             Request::Shutdown => self.on_shutdown(asker),
-            Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
-                self.fail(asker, Status::InvalidArgument);
-            }
-            request => self.on_bulk_request(asker, request, payload),
+            _ => self.fail(asker, Status::NotPermitted),
         }
     }
 

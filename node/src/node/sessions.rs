@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use dfs::limits;
 use dfs::time::Time;
 use dfs::types::{RequestNumber, SessionId};
+use dfs::wire::message::Notice;
 
 use super::Node;
 use super::leader::Duty;
@@ -49,7 +50,54 @@ impl Leases {
     }
 }
 
+/// Requests refused for want of space while others have reserved some.
+#[derive(Debug, Default)]
+pub(super) struct Shortage {
+    /// Of this run of refusals, and of the last one.
+    first: Option<(Time, Time)>,
+    told: Option<Time>,
+}
+
+impl Shortage {
+    /// A refusal. Tells whether to ask for what is reserved now, and whether there was no time yet to give it back.
+    fn on_refusal(&mut self, now: Time) -> (bool, bool) {
+        let began = match self.first {
+            Some((began, last)) if now.since(last) <= 2 * limits::SPACE_ASK_TIME => began,
+            _ => now,
+        };
+        self.first = Some((began, now));
+        let ask = self.told.is_none_or(|told| now.since(told) >= limits::SPACE_ASK_INTERVAL);
+        if ask {
+            self.told = Some(now);
+        }
+        (ask, now.since(began) < limits::SPACE_ASK_TIME)
+    }
+
+    fn is_recent(&self, now: Time) -> bool {
+        self.first.is_some_and(|(_, last)| now.since(last) <= 2 * limits::SPACE_ASK_TIME)
+    }
+}
+
 impl Node {
+    /// Somebody is about to be told that there is no space. Asks those who have reserved some and may not need it; tells whether the answer
+    /// should wait for theirs.
+    pub(super) fn ask_for_reserved(&mut self, session: SessionId) -> bool {
+        let (usage, most, now) = (self.namespace.usage(), self.namespace.limits(), self.now);
+        let metadata_is_full = usage.namespace_bytes >= most.namespace_bytes_max
+            || usage.inline_bytes + limits::INLINE_WRITE_BYTES_MAX as u64 > most.inline_bytes_max;
+        if metadata_is_full || usage.reserved_bytes == self.namespace.reserved(session) {
+            return false;
+        }
+        let Some(leading) = &mut self.leading else { return false };
+        let (ask, early) = leading.shortage.on_refusal(now);
+        if ask {
+            let reserving = self.namespace.sessions().filter(|(other, known)| *other != session && known.reserved > 0);
+            let reserving: Vec<SessionId> = reserving.map(|(other, _)| other).collect();
+            reserving.into_iter().for_each(|other| self.tell_session(other, Notice::SpaceShort));
+        }
+        early
+    }
+
     /// Expires sessions whose lease ran out; evicts those that stay away, early if they stand between others and space.
     pub(super) fn pursue_sessions(&mut self) {
         let now = self.now;
@@ -76,11 +124,11 @@ impl Node {
         }
     }
 
-    /// Whether nine tenths of the room for chunks are taken.
+    /// Whether nine tenths of the room for chunks are taken, or what sessions have reserved was in somebody's way.
     fn is_short_of_space(&self) -> bool {
         let room: u64 = self.map.storage_nodes().map(|member| member.memory).sum();
         let stored: u64 = self.map.storage_nodes().map(|member| self.stored_on(member.id)).sum();
-        stored > room / 10 * 9
+        stored > room / 10 * 9 || self.leading.as_ref().is_some_and(|leading| leading.shortage.is_recent(self.now))
     }
 
     /// A session's sign of life, once leadership is proven. Gives the era of the rights that it prolongs, 0 for none; `None` if the session
