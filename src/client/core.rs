@@ -13,7 +13,7 @@ use crate::placement::PlacementTable;
 use crate::random::Random;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term};
+use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Rights, Term};
 use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
@@ -23,6 +23,7 @@ use super::fetch::Fetch;
 use super::fold::FoldBook;
 use super::layout::Layouts;
 use super::read::ReadJob;
+use super::rights::{CONTENT, RightsBook};
 use super::router::Router;
 use super::session::Session;
 use super::upload::{Upload, Uploaded};
@@ -149,6 +150,7 @@ pub struct Core {
     pub(super) loads: BTreeMap<NodeId, NodeLoad>,
     pub(super) cache: ChunkCache,
     pub(super) layouts: Layouts,
+    pub(super) rights: RightsBook,
     pub(super) folds: FoldBook,
     pub(super) jobs: BTreeMap<u64, Job>,
     /// Those of the jobs that are flushes.
@@ -191,6 +193,7 @@ impl Core {
             put_lately: Default::default(),
             loads: BTreeMap::new(),
             layouts: Layouts::new(),
+            rights: RightsBook::new(),
             folds: FoldBook::new(),
             jobs: BTreeMap::new(),
             flushes: BTreeSet::new(),
@@ -292,13 +295,13 @@ impl Core {
     }
 
     /// Until when the caches above may use attributes and bytes of the inode as last told. `None`: not at all.
-    pub fn lifetime(&self, _ino: InodeId) -> Option<Time> {
-        None
+    pub fn lifetime(&self, ino: InodeId) -> Option<Time> {
+        self.rights.until(ino, CONTENT)
     }
 
     /// Until when they may use entries of the directory, absent ones included.
-    pub fn names_lifetime(&self, _directory: InodeId) -> Option<Time> {
-        None
+    pub fn names_lifetime(&self, directory: InodeId) -> Option<Time> {
+        self.rights.until(directory, Rights::NAMES)
     }
 
     /// An [`Output::Invalidate`] has been obeyed.
