@@ -120,11 +120,14 @@ pub enum Response {
     /// `None`: the asker's epoch is the newest.
     Map(Option<ClusterMap>),
     Status(Box<StatusReport>),
-    /// `time`: cluster time now.
+    /// `time`: cluster time now. `era`: which `READ` and `NAMES` rights of the session this renewal prolongs. 0: none, their lease goes on to
+    /// run out (the leader waits for a `Reclaim`, or for a recall to be obeyed). Else all that were granted or reclaimed in this term, if
+    /// it is the era that the session knows, which is 1 in a new term; a greater one says that all from before it are void.
     Renewed {
         term: Term,
         epoch: Epoch,
         time: Timestamp,
+        era: u64,
     },
     Replied {
         replied: Replied,

@@ -169,7 +169,7 @@ impl Node {
         let term = self.leads().unwrap_or_default();
         Ok(match command {
             Command::Request { .. } => Response::Replied { replied, grants: Vec::new(), term, epoch },
-            Command::OpenSession { .. } => Response::Renewed { term, epoch, time: self.cluster_time() },
+            Command::OpenSession { .. } => Response::Renewed { term, epoch, time: self.cluster_time(), era: 1 },
             Command::SetMember(_) => Response::Joined { map: self.map.clone() },
             _ => Response::Done,
         })

@@ -93,7 +93,7 @@ impl Node {
             }
             Read::Renew { session, answered_below, uploads_from } => {
                 if self.renew(session, answered_below, uploads_from, received) {
-                    Ok(Response::Renewed { term, epoch, time: self.cluster_time() })
+                    Ok(Response::Renewed { term, epoch, time: self.cluster_time(), era: 1 })
                 } else {
                     Err(Status::SessionGone)
                 }
