@@ -1,8 +1,8 @@
 //! What the session may keep without asking: rights by inode, the lease under which they may be used, and what was learnt under them.
 //!
 //! A pure table. Owns attributes and link targets, which live exactly as long as the right under which they were told; names are kept in
-//! [`super::names`]. Refuses to answer from anything once the lease is over: what the leader then does to the session's rights is unknown, so
-//! `READ` and `NAMES` are void when the next renewal arrives. `WRITE` is part of the replicated state and ends only through the log.
+//! [`super::names`]. Refuses to answer from anything once the lease is over, but discards nothing: the next renewal tells whether the leader
+//! let the rights stand. `WRITE` is part of the replicated state and ends only through the log.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,24 +24,18 @@ pub(super) const CONTENT: Rights = Rights(Rights::READ.0 | Rights::WRITE.0);
 struct Held {
     /// Never empty.
     rights: Rights,
-    /// The leader's that first gave the volatile ones.
-    term: Term,
     used: u64,
     /// Only under [`CONTENT`].
     attributes: Option<Attributes>,
     target: Option<Vec<u8>>,
 }
 
-/// Until when rights may be used.
+/// Until when rights may be used, and which of them the renewals of which leader prolong.
 #[derive(Debug)]
 struct Lease {
-    /// The term in which it was renewed last.
     term: Term,
+    era: u64,
     until: Time,
-    /// Volatile rights of earlier terms, while the present leader has not been told of all of them: it waits for this session at least as
-    /// long as the leader before would have.
-    former_until: Time,
-    unconfirmed: bool,
 }
 
 /// The table.
@@ -55,55 +49,32 @@ pub(super) struct RightsBook {
 
 impl RightsBook {
     pub(super) fn new() -> Self {
-        let lease = Lease { term: Term(0), until: Time(0), former_until: Time(0), unconfirmed: false };
+        let lease = Lease { term: Term(0), era: 0, until: Time(0) };
         RightsBook { lease, held: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0, inodes_max: limits::CLIENT_RIGHTS_MAX }
     }
 
     // --- the lease
 
-    /// A renewal that was sent at `sent` has been answered. Returns the inodes on which volatile rights became void meanwhile.
-    pub(super) fn on_renewed(&mut self, now: Time, sent: Time, term: Term) -> Vec<(InodeId, Rights)> {
-        let until = sent + LEASE;
-        if term < self.lease.term {
-            return Vec::new();
+    /// A renewal that was sent at `sent` has been answered. Returns whether the volatile rights held are void.
+    pub(super) fn on_renewed(&mut self, sent: Time, term: Term, era: u64) -> bool {
+        if term < self.lease.term || era == 0 {
+            return false; // the lease runs out if nothing better comes
         }
-        if term > self.lease.term {
-            let former = self.lease.until;
-            self.lease.former_until = if self.lease.unconfirmed { former.min(self.lease.former_until) } else { former };
-            self.lease.unconfirmed = true;
-            self.lease.term = term;
-            self.lease.until = until;
-            return self.void_former(now);
+        // In a new term era 1 means that the leader was told of everything in time.
+        let known = if term > self.lease.term { 1 } else { self.lease.era };
+        if era < known {
+            return false; // overtaken by a later answer
         }
-        let mut void = self.void_former(now);
-        if now >= self.lease.until {
-            void.extend(self.void(|_| true));
-        }
-        self.lease.until = self.lease.until.max(until);
-        void
+        self.lease.term = term;
+        self.lease.era = era;
+        self.lease.until = self.lease.until.max(sent + LEASE);
+        era > known
     }
 
-    /// The leader of that term knows all rights that were held when the telling began. Returns what became void before it did.
-    pub(super) fn on_reclaimed(&mut self, now: Time, term: Term) -> Vec<(InodeId, Rights)> {
-        let void = self.void_former(now);
-        if term == self.lease.term {
-            self.lease.unconfirmed = false;
-        }
-        void
-    }
-
-    fn void_former(&mut self, now: Time) -> Vec<(InodeId, Rights)> {
-        if !self.lease.unconfirmed || now < self.lease.former_until {
-            return Vec::new();
-        }
-        let term = self.lease.term;
-        self.void(|held| held.term < term)
-    }
-
-    fn void(&mut self, which: impl Fn(&Held) -> bool) -> Vec<(InodeId, Rights)> {
-        let all = self.held.iter().filter(|(_, held)| held.rights.intersects(VOLATILE) && which(held));
-        let all: Vec<(InodeId, Rights)> = all.map(|(ino, held)| (*ino, held.rights.without(Rights::WRITE))).collect();
-        all.iter().for_each(|(ino, _)| drop(self.revoke(*ino, Rights::WRITE)));
+    /// Drops all volatile rights; tells which they were.
+    pub(super) fn void(&mut self) -> Vec<(InodeId, Rights)> {
+        let all = self.volatile();
+        all.iter().for_each(|(ino, _)| _ = self.revoke(*ino, Rights::WRITE));
         all
     }
 
@@ -118,12 +89,7 @@ impl RightsBook {
     /// Until when any of `wanted` may be used on the inode; that may be over.
     pub(super) fn until(&self, ino: InodeId, wanted: Rights) -> Option<Time> {
         let held = self.held.get(&ino)?;
-        let usable = held.rights.without(Rights(!wanted.0));
-        if usable.is_empty() {
-            return None;
-        }
-        let former = self.lease.unconfirmed && held.term < self.lease.term && !usable.contains(Rights::WRITE);
-        Some(if former { self.lease.former_until.min(self.lease.until) } else { self.lease.until })
+        held.rights.intersects(wanted).then_some(self.lease.until)
     }
 
     /// Whether any of `wanted` may be used now.
@@ -136,28 +102,24 @@ impl RightsBook {
         self.held.get(&ino).map_or(Rights::NONE, |held| held.rights)
     }
 
-    /// What an answer of a leader of that term gave. `WRITE` comes by [`RightsBook::grant_write`].
-    pub(super) fn grant(&mut self, term: Term, grant: Grant) {
+    /// What an answer gave. `WRITE` comes by [`RightsBook::grant_write`].
+    pub(super) fn grant(&mut self, grant: Grant) {
         let rights = Rights(grant.rights.0 & VOLATILE.0);
         if !rights.is_empty() {
-            self.add(term, grant.ino, rights);
+            self.add(grant.ino, rights);
         }
     }
 
     /// The log gave the session the `WRITE` right on the inode.
     pub(super) fn grant_write(&mut self, ino: InodeId) {
-        self.add(self.lease.term, ino, Rights::WRITE);
+        self.add(ino, Rights::WRITE);
     }
 
-    fn add(&mut self, term: Term, ino: InodeId, rights: Rights) {
+    fn add(&mut self, ino: InodeId, rights: Rights) {
         self.clock += 1;
         let used = self.clock;
-        let held = self.held.entry(ino).or_insert(Held { rights: Rights::NONE, term, used, attributes: None, target: None });
+        let held = self.held.entry(ino).or_insert(Held { rights: Rights::NONE, used, attributes: None, target: None });
         self.by_use.remove(&held.used);
-        // Rights of an earlier term stay so until they are confirmed; all of one inode go by the oldest.
-        if !held.rights.intersects(VOLATILE) {
-            held.term = term;
-        }
         held.rights = held.rights.with(rights);
         held.used = used;
         self.by_use.insert(used, ino);
@@ -178,17 +140,13 @@ impl RightsBook {
         lost
     }
 
-    /// The least recently used inode, if there are more than may be kept. Those with `WRITE` stay.
-    pub(super) fn surplus(&self) -> Option<InodeId> {
+    /// The least recently used inodes, at most `count`, if there are more than may be kept. Those with `WRITE` stay.
+    pub(super) fn surplus(&self, count: usize) -> Vec<(InodeId, Rights)> {
         if self.held.len() <= self.inodes_max {
-            return None;
+            return Vec::new();
         }
-        self.by_use.values().find(|ino| !self.held[ino].rights.contains(Rights::WRITE)).copied()
-    }
-
-    /// Inodes on which the session has the `WRITE` right.
-    pub(super) fn writers(&self) -> impl Iterator<Item = InodeId> {
-        self.held.iter().filter(|(_, held)| held.rights.contains(Rights::WRITE)).map(|(ino, _)| *ino)
+        let old = self.by_use.values().map(|ino| (*ino, self.held[ino].rights));
+        old.filter(|(_, rights)| !rights.contains(Rights::WRITE)).take(count).collect()
     }
 
     // --- what is known
@@ -247,6 +205,12 @@ impl RightsBook {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn inodes_max_for_test(&mut self, inodes_max: usize) {
+        self.inodes_max = inodes_max;
+    }
+
+    /// Asserts that the index agrees and nothing is known without a right.
     pub(super) fn check_invariants(&self) {
         assert_eq!(self.held.len(), self.by_use.len());
         assert!(self.by_use.iter().all(|(used, ino)| self.held[ino].used == *used));
@@ -273,37 +237,87 @@ mod tests {
     }
 
     #[test]
-    fn rights_are_used_only_under_the_lease_and_void_after_it() {
+    fn rights_are_used_only_under_the_lease() {
         let mut book = RightsBook::new();
-        book.grant(Term(1), read(A));
+        book.grant(read(A));
         assert!(!book.may(second(0), A, CONTENT), "no lease yet");
-        assert!(book.on_renewed(second(0), second(0), Term(1)).is_empty());
-        book.on_reclaimed(second(0), Term(1));
+        assert!(!book.on_renewed(second(0), Term(1), 1));
         assert_eq!(book.until(A, CONTENT), Some(second(0) + LEASE));
         book.grant_write(B);
         assert!(!book.may(second(4), A, CONTENT) && !book.may(second(4), B, CONTENT));
         assert_eq!(book.held(A), Rights::READ, "nothing is discarded by mere time");
-        assert_eq!(book.on_renewed(second(5), second(4), Term(1)), [(A, Rights::READ)]);
+        assert!(!book.on_renewed(second(4), Term(1), 1), "the leader says that they stand");
+        assert!(book.may(second(5), A, CONTENT));
+        assert!(book.on_renewed(second(5), Term(1), 2), "the leader says that they are void");
+        assert_eq!(book.void(), [(A, Rights::READ)]);
         assert!(!book.may(second(5), A, CONTENT) && book.may(second(5), B, Rights::WRITE));
         book.check_invariants();
     }
 
     #[test]
-    fn a_new_leader_extends_only_what_it_was_told_of() {
+    fn a_new_leader_prolongs_only_what_it_was_told_of() {
         let mut book = RightsBook::new();
-        book.on_renewed(second(0), second(0), Term(1));
-        book.on_reclaimed(second(0), Term(1));
-        book.grant(Term(1), read(A));
-        book.on_renewed(second(2), second(2), Term(2));
-        book.grant(Term(2), read(B));
+        book.on_renewed(second(0), Term(1), 3);
+        book.grant(read(A));
+        assert!(!book.on_renewed(second(2), Term(2), 0));
         assert_eq!(book.until(A, CONTENT), Some(second(0) + LEASE));
-        assert_eq!(book.until(B, CONTENT), Some(second(2) + LEASE));
-        assert!(book.on_reclaimed(second(3), Term(2)).is_empty());
-        assert_eq!(book.until(A, CONTENT), Some(second(2) + LEASE));
-        // Too late: the leader may have stopped waiting.
-        book.on_renewed(second(4), second(4), Term(3));
-        assert_eq!(book.on_reclaimed(second(6), Term(3)), [(A, Rights::READ), (B, Rights::READ)]);
-        assert!(!book.may(second(6), A, CONTENT));
+        assert!(!book.on_renewed(second(3), Term(2), 1), "told in time");
+        assert_eq!(book.until(A, CONTENT), Some(second(3) + LEASE));
+        assert!(!book.on_renewed(second(9), Term(1), 3), "a word from the past");
+        assert_eq!(book.until(A, CONTENT), Some(second(3) + LEASE));
+        assert!(book.on_renewed(second(4), Term(3), 2), "too late: the leader had stopped waiting");
         book.check_invariants();
+    }
+
+    #[test]
+    fn attributes_live_as_long_as_their_right_and_never_grow_older() {
+        let mut book = RightsBook::new();
+        book.on_renewed(second(0), Term(1), 1);
+        book.grant(Grant { ino: A, rights: VOLATILE });
+        let attributes = |version| Attributes { version, ..blank(A) };
+        book.learn_attributes(&attributes(5));
+        book.learn_attributes(&attributes(4));
+        assert_eq!(book.attributes(second(1), A).map(|known| known.version), Some(5));
+        assert_eq!(book.revoke(A, Rights::NAMES.with(Rights::WRITE)), Rights::READ);
+        book.learn_attributes(&attributes(6));
+        assert_eq!(book.attributes(second(1), A), None);
+        assert!(book.may(second(1), A, Rights::NAMES));
+        book.check_invariants();
+    }
+
+    #[test]
+    fn the_least_recently_used_go_first_and_writers_stay() {
+        let mut book = RightsBook::new();
+        book.inodes_max = 3;
+        book.grant_write(InodeId(1));
+        (2..=4).for_each(|n| book.grant(read(InodeId(n))));
+        book.touch(InodeId(2));
+        assert_eq!(book.surplus(1), [(InodeId(3), Rights::READ)]);
+        book.revoke(InodeId(3), Rights::NONE);
+        assert!(book.surplus(1).is_empty());
+    }
+
+    fn blank(ino: InodeId) -> Attributes {
+        let zero = crate::types::Timestamp::default();
+        let kind = crate::types::FileKind::File;
+        let (mode, uid, gid, links, size, blocks, rdev) = (0, 0, 0, 1, 0, 0, 0);
+        let (version, data_version, parent) = (0, 0, InodeId(1));
+        Attributes {
+            ino,
+            kind,
+            mode,
+            uid,
+            gid,
+            links,
+            size,
+            blocks,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            rdev,
+            version,
+            data_version,
+            parent,
+        }
     }
 }
