@@ -285,6 +285,18 @@ pub const CLIENT_RECALLS_MAX: usize = 1024;
 pub const CLIENT_RELEASES_MAX: usize = 64;
 /// Files on which one session may have `WRITE`.
 pub const SESSION_WRITERS_MAX: usize = 4096;
+/// Operations of clients between their arrival at the leader and their application, and queries that wait for somebody's writes.
+pub const GATE_OPS_MAX: usize = 1 << 15;
+/// A recall that is not obeyed is said again this often.
+pub const RECALL_RESEND: Duration = Duration::from_millis(300);
+/// A session that was told to forget so many names of a directory without asking for any loses the right to the others.
+pub const NAME_NOTICES_MAX: u32 = 8;
+/// Rights on an inode that were recalled so often within the window are not given again for a while.
+pub const COOL_RECALLS: u32 = 3;
+pub const COOL_WINDOW: Duration = Duration::from_secs(2);
+pub const COOL_TIME: Duration = Duration::from_secs(1);
+/// Inodes whose recalls are counted at once; on others rights are given however contended.
+pub const HEATS_MAX: usize = 1 << 14;
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());

@@ -61,7 +61,8 @@ pub enum Request {
     Query(Query),
     /// The recall of that number in that term has been obeyed. Idempotent.
     Recalled { term: Term, number: u64 },
-    /// The session gives up these rights of its own accord (`READ` and `NAMES`; `WRITE` goes back through the log).
+    /// The session gives up these rights of its own accord (`READ` and `NAMES`; `WRITE` goes back through the log). Until it is answered,
+    /// grants of these rights that arrive are void: they were given before.
     GiveUp { rights: Vec<(InodeId, Rights)> },
     /// Stop the whole cluster.
     Shutdown,
@@ -174,6 +175,10 @@ pub enum Response {
 }
 
 /// Rights that the session has from this answer on, in addition to those it has already. A client that knows a higher term discards it.
+///
+/// What an answer tells may be kept only as far as the same answer grants it, whatever the session has already: attributes under `READ`
+/// of the inode, an entry or its absence under `NAMES` of the directory. An answer without the grant was given while a change was on its
+/// way, or repeats what was answered long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     pub ino: InodeId,
@@ -181,7 +186,7 @@ pub struct Grant {
 }
 
 /// What a session must forget before somebody else's change or look goes on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Recall {
     /// Afterwards the session has at most `keep` on the inode. `WRITE` goes back through the log, once all that was written is committed.
     Inode { ino: InodeId, keep: Rights },

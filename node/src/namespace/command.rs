@@ -41,8 +41,8 @@ pub enum Command {
     MarkDead { node: NodeId },
     /// Takes the member off the map.
     RemoveMember { node: NodeId },
-    /// Opens a session, or revives an expired one.
-    OpenSession { session: SessionId },
+    /// Opens a session, or revives an expired one. `caches`: it takes rights and answers recalls.
+    OpenSession { session: SessionId, caches: bool },
     /// The client ended it.
     EndSession { session: SessionId },
     /// Its lease ran out; it keeps everything until evicted.

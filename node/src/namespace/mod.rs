@@ -17,6 +17,7 @@ mod query;
 mod session;
 mod snapshot;
 mod store;
+mod writers;
 
 #[cfg(test)]
 mod model_test;
@@ -38,7 +39,7 @@ pub use session::{Session, SessionState};
 pub use snapshot::SnapshotLoader;
 pub use store::Usage;
 
-use content::SlotAt;
+use content::{HowWritten, SlotAt};
 use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
@@ -112,7 +113,7 @@ impl Namespace {
             Command::SetMember(member) => self.set_member(member),
             Command::MarkDead { node } => self.mark_dead(*node),
             Command::RemoveMember { node } => self.remove_member(*node),
-            Command::OpenSession { session } => self.open_session(*session),
+            Command::OpenSession { session, caches } => self.open_session(*session, *caches),
             Command::EndSession { session } => self.end_session(*session),
             Command::ExpireSession { session } => self.expire_session(*session),
             Command::EvictSession { session } => self.evict_session(*session),
@@ -134,9 +135,10 @@ impl Namespace {
     /// Carries out one operation of a client.
     fn operate(&mut self, session: SessionId, op: &Op, now: Timestamp) -> Result<Replied, Status> {
         match op {
-            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write: _ } => {
+            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write } => {
                 let new = NewInode { kind, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive };
-                self.create(Place { parent: *parent, name }, new, now)
+                let replied = self.create(Place { parent: *parent, name }, new, now)?;
+                Ok(self.tell_writer(session, replied, *write))
             }
             Op::Link { ino, parent, name } => self.link(*ino, Place { parent: *parent, name }, now),
             Op::Unlink { parent, name } => self.unlink(Place { parent: *parent, name }, now),
@@ -146,16 +148,17 @@ impl Namespace {
                 self.rename(from, Place { parent: *to_parent, name: to_name }, *mode, now)
             }
             Op::SetAttributes { ino, set } => self.set_attributes(*ino, set, now),
-            Op::Write { ino, patches, chunks, kill_privileges, behind: _ } => {
-                self.write(session, *ino, (patches, chunks), *kill_privileges, now)
+            Op::Write { ino, patches, chunks, kill_privileges, behind } => {
+                let how = HowWritten { kill_privileges: *kill_privileges, behind: *behind, now };
+                self.write(session, *ino, (patches, chunks), how)
             }
             Op::Fold { ino, slot, slot_version, patches, chunks } => {
                 let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
                 self.fold(session, at, (patches, chunks))
             }
-            Op::Acquire { ino } => Ok(Replied::Acquired { granted: false, attributes: self.attributes(*ino)? }),
-            Op::Yield { .. } => Ok(Replied::Done),
-            Op::Reserve { .. } => Ok(Replied::Reserved { bytes: 0 }),
+            Op::Acquire { ino } => self.acquire(session, *ino),
+            Op::Yield { ino } => self.yield_writer(session, *ino),
+            Op::Reserve { bytes } => self.reserve(session, *bytes),
         }
     }
 

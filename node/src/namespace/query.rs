@@ -67,6 +67,11 @@ impl Namespace {
         self.store.inode(ino).is_some_and(|inode| inode.links == 0)
     }
 
+    /// The inode of that name, if there is one.
+    pub fn child(&self, parent: InodeId, name: &Name) -> Option<InodeId> {
+        self.store.entry(parent, name.as_bytes()).map(|entry| entry.ino)
+    }
+
     fn lookup(&self, parent: InodeId, name: &Name) -> Result<Attributes, Status> {
         name.check()?;
         let inode = self.store.inode(parent).ok_or(Status::NotFound)?;

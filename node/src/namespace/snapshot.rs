@@ -31,6 +31,7 @@ enum Row {
     Chunk(ChunkHash, ChunkRecord),
     Session(SessionId, Session),
     Outcome(SessionId, u64, Box<Outcome>),
+    Writer(InodeId, SessionId),
     /// The state hash that all rows together must give.
     End(u64),
 }
@@ -68,6 +69,7 @@ fn row_of(key: Key, record: Record) -> Row {
         (Key::Chunk(hash), Record::Chunk(chunk)) => Row::Chunk(hash, chunk),
         (Key::Session(id), Record::Session(session)) => Row::Session(id, session),
         (Key::Outcome(id, number), Record::Outcome(outcome)) => Row::Outcome(id, number, outcome),
+        (Key::Writer(ino), Record::Writer(session)) => Row::Writer(ino, session),
         _ => unreachable!("a record under a key of another table"),
     }
 }
@@ -175,6 +177,7 @@ impl SnapshotLoader {
             Row::Chunk(hash, chunk) => store.put_chunk(hash, Some(chunk)),
             Row::Session(id, session) => store.put_session(id, Some(session)),
             Row::Outcome(id, number, outcome) => store.put(Key::Outcome(id, number), Some(Record::Outcome(outcome))),
+            Row::Writer(ino, session) => store.put_writer(ino, Some(session)),
             Row::End(hash) => self.end = Some(hash),
         }
         Ok(())

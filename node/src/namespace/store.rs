@@ -28,6 +28,7 @@ pub(super) enum Key {
     Chunk(ChunkHash),
     Session(SessionId),
     Outcome(SessionId, u64),
+    Writer(InodeId),
 }
 
 /// A record of any table.
@@ -39,6 +40,8 @@ pub(super) enum Record {
     Chunk(ChunkRecord),
     Session(Session),
     Outcome(Box<Outcome>),
+    /// The session that has the `WRITE` right on the file.
+    Writer(SessionId),
 }
 
 /// A name in a directory.
@@ -61,6 +64,8 @@ pub struct Usage {
     pub namespace_bytes: u64,
     /// File content kept in the namespace itself.
     pub inline_bytes: u64,
+    /// What all sessions together have reserved.
+    pub reserved_bytes: u64,
 }
 
 /// A snapshot in progress: records up to `sent` are out; `before` keeps what changed or went since it began, for the rest.
@@ -86,12 +91,15 @@ pub(super) struct Store {
     chunks: BTreeMap<ChunkHash, ChunkRecord>,
     sessions: BTreeMap<SessionId, Session>,
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
+    writers: BTreeMap<InodeId, SessionId>,
     /// Derived: names by cookie.
     cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
     /// Derived: inodes without a name.
     orphans: BTreeSet<InodeId>,
     /// Derived: files with cuts.
     cuts: BTreeSet<InodeId>,
+    /// Derived: what each session may write alone.
+    written: BTreeMap<SessionId, BTreeSet<InodeId>>,
     usage: Usage,
     /// Sum of the digests of all records.
     hash: u64,
@@ -111,6 +119,7 @@ impl Record {
             (Key::Chunk(hash), Record::Chunk(chunk)) => chunk.digest(hash),
             (Key::Session(id), Record::Session(session)) => session.digest(*id),
             (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
+            (Key::Writer(ino), Record::Writer(session)) => Digest::new(9).word(ino.0).word(session.0).end(),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -124,6 +133,7 @@ impl Record {
             (_, Record::Chunk(chunk)) => chunk.weight(),
             (_, Record::Session(session)) => session.weight(),
             (_, Record::Outcome(_)) => 256,
+            (_, Record::Writer(_)) => 96,
             (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
         }
     }
@@ -137,6 +147,7 @@ impl Record {
                 let length = u64::from(chunk.length);
                 (usage.referenced_chunks, usage.referenced_bytes, usage.charged_bytes) = (1, length, chunk_charge(length));
             }
+            Record::Session(session) => usage.reserved_bytes = session.reserved,
             _ => {}
         }
         usage
@@ -151,6 +162,7 @@ impl Usage {
         self.charged_bytes += other.charged_bytes;
         self.namespace_bytes += other.namespace_bytes;
         self.inline_bytes += other.inline_bytes;
+        self.reserved_bytes += other.reserved_bytes;
     }
 
     fn subtract(&mut self, other: Usage) {
@@ -160,6 +172,7 @@ impl Usage {
         self.charged_bytes -= other.charged_bytes;
         self.namespace_bytes -= other.namespace_bytes;
         self.inline_bytes -= other.inline_bytes;
+        self.reserved_bytes -= other.reserved_bytes;
     }
 }
 
@@ -228,7 +241,28 @@ impl Store {
             (Key::Session(id), None) => self.sessions.remove(&id).map(Record::Session),
             (Key::Outcome(id, number), Some(Record::Outcome(outcome))) => self.outcomes.insert((id, number), outcome).map(Record::Outcome),
             (Key::Outcome(id, number), None) => self.outcomes.remove(&(id, number)).map(Record::Outcome),
+            (Key::Writer(ino), Some(Record::Writer(session))) => {
+                let old = self.writers.insert(ino, session);
+                self.unindex_writer(ino, old);
+                self.written.entry(session).or_default().insert(ino);
+                old.map(Record::Writer)
+            }
+            (Key::Writer(ino), None) => {
+                let old = self.writers.remove(&ino);
+                self.unindex_writer(ino, old);
+                old.map(Record::Writer)
+            }
             _ => unreachable!("a record under a key of another table"),
+        }
+    }
+
+    fn unindex_writer(&mut self, ino: InodeId, old: Option<SessionId>) {
+        let Some(session) = old else { return };
+        if let Some(written) = self.written.get_mut(&session) {
+            written.remove(&ino);
+            if written.is_empty() {
+                self.written.remove(&session);
+            }
         }
     }
 
@@ -267,6 +301,10 @@ impl Store {
 
     pub fn put_outcome(&mut self, id: SessionId, number: u64, outcome: Option<Outcome>) {
         self.put(Key::Outcome(id, number), outcome.map(|outcome| Record::Outcome(Box::new(outcome))));
+    }
+
+    pub fn put_writer(&mut self, ino: InodeId, session: Option<SessionId>) {
+        self.put(Key::Writer(ino), session.map(Record::Writer));
     }
 }
 
@@ -330,6 +368,15 @@ impl Store {
         self.outcomes.range((id, 0)..(id, below)).map(|((_, number), _)| *number).collect()
     }
 
+    pub fn writer(&self, ino: InodeId) -> Option<SessionId> {
+        self.writers.get(&ino).copied()
+    }
+
+    /// The files that the session may write alone.
+    pub fn written_by(&self, session: SessionId) -> Option<&BTreeSet<InodeId>> {
+        self.written.get(&session)
+    }
+
     pub fn orphans(&self) -> impl Iterator<Item = InodeId> {
         self.orphans.iter().copied()
     }
@@ -391,8 +438,9 @@ impl Store {
             Key::Chunk(_) => 3,
             Key::Session(_) => 4,
             Key::Outcome(..) => 5,
+            Key::Writer(_) => 6,
         });
-        for table in rank..6 {
+        for table in rank..7 {
             let after = if table == rank { key.cloned() } else { None };
             let found = match (table, after) {
                 (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
@@ -405,8 +453,10 @@ impl Store {
                 (3, _) => next(&self.chunks, None).map(chunk_row),
                 (4, Some(Key::Session(id))) => next(&self.sessions, Some(id)).map(session_row),
                 (4, _) => next(&self.sessions, None).map(session_row),
-                (_, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
-                (_, _) => next(&self.outcomes, None).map(outcome_row),
+                (5, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
+                (5, _) => next(&self.outcomes, None).map(outcome_row),
+                (_, Some(Key::Writer(ino))) => next(&self.writers, Some(ino)).map(writer_row),
+                (_, _) => next(&self.writers, None).map(writer_row),
             };
             if found.is_some() {
                 return found;
@@ -443,6 +493,10 @@ fn outcome_row(((id, number), outcome): (&(SessionId, u64), &Box<Outcome>)) -> (
     (Key::Outcome(*id, *number), Record::Outcome(outcome.clone()))
 }
 
+fn writer_row((ino, session): (&InodeId, &SessionId)) -> (Key, Record) {
+    (Key::Writer(*ino), Record::Writer(*session))
+}
+
 /// Checks that cost a walk over everything.
 impl Store {
     /// Every record, in key order.
@@ -455,6 +509,7 @@ impl Store {
             .chain(self.chunks.iter().map(chunk_row))
             .chain(self.sessions.iter().map(session_row))
             .chain(self.outcomes.iter().map(outcome_row))
+            .chain(self.writers.iter().map(writer_row))
     }
 
     /// What the door keeps equals what the records say.
@@ -484,5 +539,10 @@ impl Store {
         assert_eq!(orphans, self.orphans, "index of orphans");
         assert_eq!(cuts, self.cuts, "index of cuts");
         assert_eq!(cookies, self.cookies, "index of cookies");
+        let mut written: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
+        for (&ino, &session) in &self.writers {
+            written.entry(session).or_default().insert(ino);
+        }
+        assert_eq!(written, self.written, "index of writers by session");
     }
 }
