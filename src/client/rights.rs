@@ -146,7 +146,7 @@ impl RightsBook {
             return Vec::new();
         }
         let old = self.by_use.values().map(|ino| (*ino, self.held[ino].rights));
-        old.filter(|(_, rights)| !rights.contains(Rights::WRITE)).take(count.min(self.inodes_max / 4)).collect()
+        old.filter(|(_, rights)| !rights.contains(Rights::WRITE)).take(count.min(self.inodes_max / 4).max(1)).collect()
     }
 
     // --- what is known
