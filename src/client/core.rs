@@ -329,12 +329,12 @@ impl Core {
     /// Until when the caches above may use attributes and bytes of the inode as last told. `None`: not at all.
     pub fn lifetime(&self, ino: InodeId) -> Option<Time> {
         let settled = !self.changes.touch_inode(ino) && !self.changes.is_haunted();
-        self.rights.until(ino, CONTENT).filter(|_| settled)
+        self.rights.until(ino, CONTENT).filter(|_| settled && self.phase == Phase::Ready)
     }
 
     /// Until when they may use entries of the directory, absent ones included.
     pub fn names_lifetime(&self, directory: InodeId) -> Option<Time> {
-        self.rights.until(directory, Rights::NAMES).filter(|_| !self.changes.is_haunted())
+        self.rights.until(directory, Rights::NAMES).filter(|_| !self.changes.is_haunted() && self.phase == Phase::Ready)
     }
 
     /// An [`Output::Invalidate`] has been obeyed.
@@ -475,6 +475,7 @@ impl Core {
         }
         self.asks.clear();
         self.ops_waiting.clear();
+        self.ops_held.clear();
         for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map, Alarm::Fold] {
             self.disarm(alarm);
         }
@@ -504,11 +505,10 @@ impl Core {
                 self.on_links(now, output);
             } else if let Some(internal) = self.internal.pop_front() {
                 self.on_internal(now, internal);
-            } else if !self.start_fold(now) {
+            } else if !self.start_fold(now) && !self.give_up_surplus(now) {
                 break;
             }
         }
-        self.give_up_surplus(now);
     }
 
     fn on_links(&mut self, now: Time, output: LinksOutput) {

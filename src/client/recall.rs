@@ -271,20 +271,19 @@ impl Core {
 
     // --- too many rights, and void ones
 
-    /// Gives the least recently used rights back while there are more than may be kept.
-    pub(super) fn give_up_surplus(&mut self, now: Time) {
-        loop {
-            let surplus = self.rights.surplus(limits::CLIENT_GIVE_UP_MAX);
-            if surplus.is_empty() {
-                return;
-            }
-            let id = self.add_errand(Errand::GiveUp(surplus.clone()));
-            for (ino, rights) in surplus {
-                *self.recalls.giving_up.entry(ino).or_default() += 1;
-                self.drop_rights(now, Some(id), ino, rights);
-            }
-            self.go_on(now, id);
+    /// Gives the least recently used rights back if there are more than may be kept. Returns whether there were.
+    pub(super) fn give_up_surplus(&mut self, now: Time) -> bool {
+        let surplus = self.rights.surplus(limits::CLIENT_GIVE_UP_MAX);
+        if surplus.is_empty() {
+            return false;
         }
+        let id = self.add_errand(Errand::GiveUp(surplus.clone()));
+        for (ino, rights) in surplus {
+            *self.recalls.giving_up.entry(ino).or_default() += 1;
+            self.drop_rights(now, Some(id), ino, rights);
+        }
+        self.go_on(now, id);
+        true
     }
 
     /// The leader let all of the session's volatile rights go: it had not heard of it for too long. What is open here has to be told anew.
