@@ -35,6 +35,7 @@ impl Cluster {
         let plan = Plan { seed, nodes: vec![256 << 20; nodes], clients: 1, speed, ..Plan::draw(0).calm() };
         let mut run = Run::new(plan, None);
         run.world.echoes = 0;
+        run.world.caches = false;
         run.form();
         Cluster { run, names: 0, clients: 8 }
     }

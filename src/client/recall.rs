@@ -99,7 +99,9 @@ impl Core {
         if writer || !keep.contains(Rights::READ) {
             self.invalidate(Some(errand), Invalidation::Inode { ino });
         }
-        if lost.intersects(Rights::NAMES) || !keep.contains(Rights::READ.with(Rights::NAMES)) {
+        // What is being given up was taken from the caches above a moment ago, and may not be gone from them yet.
+        let names = lost.intersects(Rights::NAMES) || !self.recalls.may_grant(ino);
+        if names && !keep.contains(Rights::NAMES) {
             self.names.forget_directory(ino);
             self.invalidate(Some(errand), Invalidation::Names { directory: ino });
         }
