@@ -155,8 +155,9 @@ pub const CLIENT_READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
 pub const CLIENT_READ_AHEAD_CHUNKS: u64 = 4;
 /// Longest read in one call.
 pub const CLIENT_READ_BYTES_MAX: u64 = 64 << 20;
-/// Files whose layout a client remembers.
-pub const CLIENT_LAYOUTS_MAX: usize = 1024;
+/// Files whose layout a client remembers, and the memory that all of them take.
+pub const CLIENT_LAYOUTS_MAX: usize = 1 << 14;
+pub const CLIENT_LAYOUT_BYTES_MAX: usize = 32 << 20;
 /// Uploads whose hash a client remembers, to link instead of sending them again.
 pub const CLIENT_UPLOADS_REMEMBERED: usize = 4096;
 /// Slots for which a client counts its small writes, and slots that wait to be folded by it.
@@ -296,6 +297,17 @@ pub const RECALL_ITEMS_MAX: usize = 64;
 /// Inodes on which one session may have `READ` or `NAMES`; a client keeps fewer, the leader grants no more.
 pub const SESSION_RIGHTS_MAX: usize = 1 << 17;
 pub const CLIENT_RIGHTS_MAX: usize = 1 << 16;
+/// Rights that a client gives up in one go when it has too many.
+pub const CLIENT_GIVE_UP_MAX: usize = 256;
+/// Names that a client keeps, with their overhead, and lines of one listing.
+pub const CLIENT_NAMES_BYTES_MAX: usize = 32 << 20;
+pub const CLIENT_LISTING_LINES_MAX: usize = 1 << 14;
+/// Operations that a client gave up without an answer and keeps apart until it is sure that they will not happen.
+pub const CLIENT_GHOSTS_MAX: usize = 1024;
+/// Recalls that a client obeys at a time; the leader says the others again.
+pub const CLIENT_RECALLS_MAX: usize = 1024;
+/// Closed files that a client gives back to the leader at a time.
+pub const CLIENT_RELEASES_MAX: usize = 64;
 /// Files on which one session may have `WRITE`.
 pub const SESSION_WRITERS_MAX: usize = 4096;
 /// Operations of clients between their arrival at the leader and their application, and queries that wait for somebody's writes.
@@ -333,6 +345,7 @@ const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+const _: () = assert!(CLIENT_GIVE_UP_MAX <= RECLAIM_ITEMS_MAX && RECLAIM_ITEMS_MAX < CLIENT_RIGHTS_MAX);
 const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(SLOT_BYTES / INLINE_WRITE_BYTES_MAX as u64 <= FOLD_RESERVATIONS_MAX as u64);
 const _: () = assert!(4 * FOLD_RESERVATIONS_MAX <= SLOT_EXTENTS_MAX);

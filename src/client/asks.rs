@@ -12,11 +12,13 @@ use crate::limits;
 use crate::links::{Peer, Ticket};
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{ClusterId, Epoch, InodeId, RequestNumber, Term};
+use crate::types::{ClusterId, Epoch, InodeId, ROOT, RequestNumber, Rights, Term};
 use crate::wire::message::{Failure, Request, Response};
 use crate::wire::namespace::{Op, Query};
 
+use super::changes::Touched;
 use super::core::{Alarm, Core, Internal, Phase, Purpose};
+use super::local::{Change, Freshness};
 use super::{Event, Output};
 
 /// Times that hints are followed without a pause; two nodes may name each other.
@@ -38,8 +40,25 @@ pub(super) enum Owner {
     Renew,
     Map,
     /// The term that is reclaimed in, and what is to be named after this slice.
-    Reclaim(Term, Vec<InodeId>),
+    Reclaim(Term, Belongings),
+    /// The leader is being told that the inode is open, since that term.
+    Said(InodeId, Term),
+    /// A closed inode is given back under that number.
+    Released(InodeId, u64),
+    /// Rights go back.
+    Errand(u64),
+    /// `WRITE` goes back.
+    Yielded(InodeId),
+    /// A change of nothing, after which the cluster refuses what was given up before it.
+    Laying,
     Nobody,
+}
+
+/// What a new leader is told of: inodes that are open, and volatile rights.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Belongings {
+    held: Vec<InodeId>,
+    rights: Vec<(InodeId, Rights)>,
 }
 
 #[derive(Clone, Debug)]
@@ -56,13 +75,19 @@ pub(super) struct Ask {
     owner: Owner,
     deadline: Time,
     number: Option<RequestNumber>,
-    /// The attempt under way.
-    sent: Option<(Ticket, Peer)>,
+    /// Below which number the first attempt told the cluster to refuse all.
+    told_below: RequestNumber,
+    /// What an operation changes, for a session that caches.
+    touched: Option<Touched>,
+    /// The attempt under way, and when it was sent.
+    sent: Option<(Ticket, Peer, Time)>,
     attempts: u32,
     hints: u32,
     busy: u32,
     /// Whether an attempt may have had its effect without our hearing of it.
     uncertain: bool,
+    /// Whether the answer came from a leader of the past.
+    late: bool,
     last: Status,
 }
 
@@ -79,9 +104,23 @@ impl Core {
 
     fn add_ask(&mut self, now: Time, kind: Kind, target: Target, owner: Owner, timeout: Duration) {
         let deadline = now + timeout;
-        let (number, sent) = (None, None);
-        let last = Status::Unavailable;
-        let ask = Ask { kind, target, owner, deadline, number, sent, attempts: 0, hints: 0, busy: 0, uncertain: false, last };
+        let touched = if let Kind::Op(op) = &kind { self.touched_by(now, op) } else { None };
+        let ask = Ask {
+            kind,
+            target,
+            owner,
+            deadline,
+            number: None,
+            told_below: RequestNumber(0),
+            touched,
+            sent: None,
+            attempts: 0,
+            hints: 0,
+            busy: 0,
+            uncertain: false,
+            late: false,
+            last: Status::Unavailable,
+        };
         let id = self.fresh_id();
         self.asks.insert(id, ask);
         self.arm(deadline, Alarm::Ask(id));
@@ -104,25 +143,58 @@ impl Core {
 
     pub(super) fn on_ask_answer(&mut self, now: Time, id: u64, response: Response) {
         let Some(ask) = self.asks.get_mut(&id) else { return };
-        let Some((_, peer)) = ask.sent.take() else { return };
+        let Some((_, peer, sent)) = ask.sent.take() else { return };
         if matches!(ask.target, Target::Leader) && ask.needs_leader() {
             self.router.on_leader(&peer);
         }
-        match &response {
-            Response::Renewed { term, epoch, .. } | Response::Answered { term, epoch, .. } => {
-                self.session.term = self.session.term.max(*term);
-                self.want_epoch(now, *epoch);
+        if let Response::Renewed { term, epoch, .. } | Response::Answered { term, epoch, .. } | Response::Replied { term, epoch, .. } =
+            &response
+        {
+            let (term, epoch) = (*term, *epoch);
+            ask.late = term < self.session.term;
+            self.session.term = self.session.term.max(term);
+            if !ask.late && self.config.caches {
+                self.on_news(now, id, sent, &response);
             }
-            Response::Replied { epoch, .. } => self.want_epoch(now, *epoch),
-            _ => {}
+            self.want_epoch(now, epoch);
         }
         self.end_ask(now, id, Ok(response));
         self.reclaim(now);
     }
 
+    /// What an answer of the newest term teaches a session that caches.
+    fn on_news(&mut self, now: Time, id: u64, sent: Time, response: &Response) {
+        match response {
+            Response::Renewed { term, era, time, .. } => {
+                self.cluster_time = Some((now, *time));
+                if self.rights.on_renewed(sent, *term, *era) {
+                    self.void_rights(now);
+                }
+                self.prolonged = *era != 0;
+            }
+            Response::Answered { answer, grants, .. } => {
+                self.take_grants(grants);
+                let Some(Ask { kind: Kind::Plain(Request::Query(query)), .. }) = self.asks.get(&id) else { return };
+                let query = query.clone();
+                self.learn(&query, answer, grants);
+            }
+            Response::Replied { grants, .. } => self.take_grants(grants),
+            _ => {}
+        }
+    }
+
+    /// Whether an operation under way may give the session `WRITE` on the inode.
+    pub(super) fn is_acquiring(&self, wanted: InodeId) -> bool {
+        self.asks.values().any(|ask| match &ask.kind {
+            Kind::Op(Op::Create { write, .. }) => *write,
+            Kind::Op(Op::Acquire { ino }) => *ino == wanted,
+            _ => false,
+        })
+    }
+
     pub(super) fn on_ask_failure(&mut self, now: Time, id: u64, failure: Failure) {
         let Some(ask) = self.asks.get_mut(&id) else { return };
-        let Some((_, peer)) = ask.sent.take() else { return };
+        let Some((_, peer, _)) = ask.sent.take() else { return };
         let status = failure.status;
         let leads = matches!(ask.target, Target::Leader);
         ask.last = status;
@@ -204,22 +276,31 @@ impl Core {
                     return;
                 };
                 let (answered_below, uploads_from) = (self.session.answered_below(), self.session.uploads_from());
+                if ask.told_below.0 == 0 {
+                    ask.told_below = answered_below;
+                }
                 Request::Namespace { number, answered_below, uploads_from, op: op.clone() }
             }
         };
         let timeout = self.config.timing.attempt.min(ask.deadline.since(now));
         let ticket = self.send(now, &peer, request, Bytes::new(), timeout, Purpose::Ask(id));
         if let Some(ask) = self.asks.get_mut(&id) {
-            ask.sent = Some((ticket, peer));
+            ask.sent = Some((ticket, peer, now));
         }
     }
 
     fn end_ask(&mut self, now: Time, id: u64, result: Result<Response, Status>) {
         let Some(ask) = self.asks.remove(&id) else { return };
         self.disarm(Alarm::Ask(id));
-        if let Some((ticket, _)) = &ask.sent {
+        if let Some((ticket, ..)) = &ask.sent {
             self.links.cancel(*ticket);
             self.tickets.remove(ticket);
+        }
+        let uncertain = ask.is_uncertain(&result);
+        if let (Kind::Op(op), Some(touched)) = (ask.kind, ask.touched) {
+            let freshness = if ask.attempts == 0 && !ask.late { Freshness::Fresh } else { Freshness::Old };
+            let number = ask.number.map(|number| (number, ask.told_below));
+            self.settle_change(now, Change { op, touched, number, uncertain, freshness }, &result);
         }
         self.internal.push_back(Internal::Asked(ask.owner, result));
         if let Some(number) = ask.number {
@@ -266,7 +347,8 @@ impl Core {
 
     pub(super) fn open_session(&mut self, now: Time) {
         if self.phase == Phase::Opening {
-            self.ask(now, Request::OpenSession { caches: false }, Target::Leader, Owner::Open, self.config.op_timeout);
+            let caches = self.config.caches;
+            self.ask(now, Request::OpenSession { caches }, Target::Leader, Owner::Open, self.config.op_timeout);
         }
     }
 
@@ -303,20 +385,26 @@ impl Core {
         if let Err(status) = result {
             tracing::warn!(%status, "the session could not be renewed; trying on");
         }
-        let at = now + self.config.timing.renew;
+        // A leader that prolongs no rights waits for something that is under way.
+        let hasty = self.config.caches && !self.prolonged;
+        let at = now + if hasty { self.config.timing.renew / 4 } else { self.config.timing.renew };
         self.arm(at, Alarm::Renew);
+        if self.changes.is_haunted() && !self.laying {
+            self.laying = true;
+            self.ask_op(now, Op::Yield { ino: ROOT }, Owner::Laying);
+        }
     }
 
     /// Tells a new leader what this session holds, in slices.
-    fn reclaim(&mut self, now: Time) {
+    pub(super) fn reclaim(&mut self, now: Time) {
         let term = self.session.term;
         if self.reclaiming || self.phase != Phase::Ready || self.session.reclaimed >= term {
             return;
         }
         self.reclaiming = true;
         self.session.released.clear();
-        let held: Vec<InodeId> = self.session.held.iter().copied().collect();
-        self.reclaim_slice(now, term, held);
+        let belongings = Belongings { held: self.holds.tell_all(), rights: self.rights.volatile() };
+        self.reclaim_slice(now, term, belongings);
     }
 
     /// What was held when the list was made is not all.
@@ -326,14 +414,18 @@ impl Core {
         self.reclaim(now);
     }
 
-    fn reclaim_slice(&mut self, now: Time, term: Term, mut held: Vec<InodeId>) {
-        let rest = held.split_off(held.len().min(limits::RECLAIM_ITEMS_MAX));
-        let query = Query::Reclaim { held, rights: Vec::new(), last: rest.is_empty() };
+    fn reclaim_slice(&mut self, now: Time, term: Term, belongings: Belongings) {
+        let Belongings { mut held, mut rights } = belongings;
+        let rest = Belongings {
+            held: held.split_off(held.len().min(limits::RECLAIM_ITEMS_MAX)),
+            rights: rights.split_off(rights.len().min(limits::RECLAIM_ITEMS_MAX)),
+        };
+        let query = Query::Reclaim { held, rights, last: rest.is_empty() };
         let owner = Owner::Reclaim(term, rest);
         self.ask(now, Request::Query(query), Target::Leader, owner, self.config.op_timeout);
     }
 
-    pub(super) fn on_reclaimed(&mut self, now: Time, term: Term, rest: Vec<InodeId>, result: Result<Response, Status>) {
+    pub(super) fn on_reclaimed(&mut self, now: Time, term: Term, rest: Belongings, result: Result<Response, Status>) {
         let told = match result {
             Ok(Response::Answered { term, .. }) => Some(term),
             _ => None,
@@ -421,7 +513,23 @@ impl Core {
     }
 }
 
+impl Belongings {
+    fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.rights.is_empty()
+    }
+}
+
 impl Ask {
+    /// Whether an operation that ends like this may have happened, or may happen later.
+    fn is_uncertain(&self, result: &Result<Response, Status>) -> bool {
+        match result {
+            Ok(_) => false,
+            Err(Status::TimedOut) => true,
+            Err(Status::Unavailable | Status::Busy | Status::Disconnected) => self.uncertain,
+            Err(_) => false,
+        }
+    }
+
     /// Whether only the leader can have answered.
     fn needs_leader(&self) -> bool {
         !matches!(self.kind, Kind::Plain(Request::Map { .. } | Request::Status))

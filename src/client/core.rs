@@ -13,17 +13,22 @@ use crate::placement::PlacementTable;
 use crate::random::Random;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term};
+use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Rights, Term, Timestamp};
 use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 use super::asks::{Ask, Owner, Target};
 use super::cache::ChunkCache;
+use super::changes::Changes;
 use super::fetch::Fetch;
 use super::fold::FoldBook;
+use super::holds::{Holds, Said};
 use super::layout::Layouts;
 use super::locks::{LockBook, LockJob};
+use super::names::Names;
 use super::read::ReadJob;
+use super::recall::Recalls;
+use super::rights::{CONTENT, RightsBook};
 use super::router::Router;
 use super::session::Session;
 use super::space::SpaceJob;
@@ -92,8 +97,7 @@ pub(super) enum Work {
 pub(super) enum HeldChange {
     /// A create that holds what it made, begun in that term.
     Created(Term),
-    Held(InodeId, Term),
-    Released(InodeId),
+    Held(InodeId, u64, Term),
 }
 
 pub(super) struct Job {
@@ -153,6 +157,22 @@ pub struct Core {
     pub(super) loads: BTreeMap<NodeId, NodeLoad>,
     pub(super) cache: ChunkCache,
     pub(super) layouts: Layouts,
+    /// What may be kept, what is known, and what of it is being lost or changed. Empty in a session that does not cache.
+    pub(super) rights: RightsBook,
+    pub(super) names: Names,
+    pub(super) changes: Changes,
+    pub(super) recalls: Recalls,
+    /// Whether the last renewal prolonged the rights.
+    pub(super) prolonged: bool,
+    /// An operation that would have given `WRITE` was given up: the log may say more than is known here.
+    pub(super) writes_uncertain: bool,
+    /// An operation to lay ghosts is under way.
+    pub(super) laying: bool,
+    /// Cluster time as told last, and when.
+    pub(super) cluster_time: Option<(Time, Timestamp)>,
+    pub(super) holds: Holds,
+    /// Operations that wait until the leader has been told that an inode is open.
+    ops_held: Vec<(InodeId, u64, Op)>,
     pub(super) folds: FoldBook,
     pub(super) locks: LockBook,
     pub(super) jobs: BTreeMap<u64, Job>,
@@ -196,6 +216,16 @@ impl Core {
             put_lately: Default::default(),
             loads: BTreeMap::new(),
             layouts: Layouts::new(),
+            rights: RightsBook::new(),
+            names: Names::new(limits::CLIENT_NAMES_BYTES_MAX),
+            changes: Changes::default(),
+            recalls: Recalls::default(),
+            prolonged: true,
+            writes_uncertain: false,
+            laying: false,
+            cluster_time: None,
+            holds: Holds::default(),
+            ops_held: Vec::new(),
             folds: FoldBook::new(),
             locks: LockBook::default(),
             jobs: BTreeMap::new(),
@@ -300,17 +330,19 @@ impl Core {
     }
 
     /// Until when the caches above may use attributes and bytes of the inode as last told. `None`: not at all.
-    pub fn lifetime(&self, _ino: InodeId) -> Option<Time> {
-        None
+    pub fn lifetime(&self, ino: InodeId) -> Option<Time> {
+        let settled = !self.changes.touch_inode(ino) && !self.changes.is_haunted();
+        self.rights.until(ino, CONTENT).filter(|_| settled && self.phase == Phase::Ready)
     }
 
     /// Until when they may use entries of the directory, absent ones included.
-    pub fn names_lifetime(&self, _directory: InodeId) -> Option<Time> {
-        None
+    pub fn names_lifetime(&self, directory: InodeId) -> Option<Time> {
+        self.rights.until(directory, Rights::NAMES).filter(|_| !self.changes.is_haunted() && self.phase == Phase::Ready)
     }
 
     /// An [`Output::Invalidate`] has been obeyed.
-    pub fn on_invalidated(&mut self, now: Time, _id: u64) {
+    pub fn on_invalidated(&mut self, now: Time, id: u64) {
+        self.on_obeyed(now, id);
         self.pump(now);
     }
 
@@ -339,6 +371,12 @@ impl Core {
         self.links.check_invariants();
         self.cache.check_invariants();
         self.folds.check_invariants();
+        self.layouts.check_invariants();
+        self.rights.check_invariants();
+        self.names.check_invariants();
+        self.changes.check_invariants();
+        self.recalls.check_invariants();
+        self.holds.check_invariants();
         self.locks.check_invariants();
         assert_eq!(self.alarms.len(), self.armed.len());
         assert!(self.internal.is_empty());
@@ -440,6 +478,7 @@ impl Core {
         }
         self.asks.clear();
         self.ops_waiting.clear();
+        self.ops_held.clear();
         for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map, Alarm::Fold] {
             self.disarm(alarm);
         }
@@ -469,7 +508,7 @@ impl Core {
                 self.on_links(now, output);
             } else if let Some(internal) = self.internal.pop_front() {
                 self.on_internal(now, internal);
-            } else if !self.start_fold(now) {
+            } else if !self.start_fold(now) && !self.give_up_surplus(now) {
                 break;
             }
         }
@@ -502,6 +541,7 @@ impl Core {
                 }
             }
             LinksOutput::Noticed { notice: Notice::Map(map), .. } => self.adopt_map(now, map),
+            LinksOutput::Noticed { notice: Notice::Recall { term, number, items }, .. } => self.on_recall(now, term, number, items),
             LinksOutput::Noticed { notice: Notice::Stop, .. } => {
                 self.on_stop(now);
                 self.output(Output::Event(Event::Stopping));
@@ -518,6 +558,11 @@ impl Core {
             Internal::Asked(Owner::Renew, result) => self.on_renewed(now, result),
             Internal::Asked(Owner::Map, result) => self.on_map_answer(now, result),
             Internal::Asked(Owner::Reclaim(term, rest), result) => self.on_reclaimed(now, term, rest, result),
+            Internal::Asked(Owner::Said(ino, begun), result) => self.on_said(now, ino, begun, result),
+            Internal::Asked(Owner::Released(ino, sequence), result) => self.on_released(now, ino, sequence, result),
+            Internal::Asked(Owner::Errand(id), _) => self.on_errand_done(id),
+            Internal::Asked(Owner::Yielded(ino), result) => self.on_surrendered(now, ino, result.is_ok()),
+            Internal::Asked(Owner::Laying, _) => self.laying = false,
             Internal::Asked(Owner::Nobody, _) => {}
             Internal::Fetched { job, hash, offset, result } => self.on_fetched(now, job, hash, offset, result),
             Internal::Uploaded { job, uploaded } => self.on_uploaded(now, job, uploaded),
@@ -580,19 +625,58 @@ impl Core {
         let held = matches!(op, Op::Create { hold: true, .. }).then_some(HeldChange::Created(self.session.term));
         let deadline = now + self.config.op_timeout;
         let job = self.add_job(Some(token), deadline, Work::Pass { held }, true);
-        self.ask_op(now, op, Owner::Job(job));
+        self.send_op(now, job, op);
+    }
+
+    fn send_op(&mut self, now: Time, job: u64, op: Op) {
+        match self.hold_before(now, &op) {
+            Some(ino) => self.ops_held.push((ino, job, op)),
+            None => self.ask_op(now, op, Owner::Job(job)),
+        }
+    }
+
+    /// The leader knows now that the inode is open.
+    pub(super) fn resume_held_ops(&mut self, now: Time, ino: InodeId) {
+        for (_, job, op) in self.take_held_ops(ino) {
+            self.send_op(now, job, op);
+        }
+    }
+
+    /// The leader could not be told.
+    pub(super) fn refuse_held_ops(&mut self, now: Time, ino: InodeId, status: Status) {
+        for (_, job, _) in self.take_held_ops(ino) {
+            self.finish(now, job, Err(status));
+        }
+    }
+
+    fn take_held_ops(&mut self, ino: InodeId) -> Vec<(InodeId, u64, Op)> {
+        let (due, others) = std::mem::take(&mut self.ops_held).into_iter().partition(|(waits_for, ..)| *waits_for == ino);
+        self.ops_held = others;
+        due
     }
 
     fn start_query(&mut self, now: Time, token: u64, query: Query) {
+        if let Some(result) = self.answer_known(now, &query) {
+            return self.output(Output::Done { token, result });
+        }
         let held = match &query {
-            Query::Hold { ino, .. } => Some(HeldChange::Held(*ino, self.session.term)),
+            Query::Hold { ino, sequence } => {
+                if let Some(attributes) = self.open_silently(now, *ino, *sequence) {
+                    let result = Ok(Reply::Answer(Answer::Attributes(attributes)));
+                    return self.output(Output::Done { token, result });
+                }
+                Some(HeldChange::Held(*ino, *sequence, self.session.term))
+            }
             Query::Release { ino, sequence } => {
+                if self.close_silently(now, *ino, *sequence) {
+                    return self.output(Output::Done { token, result: Ok(Reply::Answer(Answer::Done)) });
+                }
                 // From now on a reclaim must not name it; one under way may have, so the release is then said once more.
-                self.session.held.remove(ino);
+                self.holds.close(*ino);
                 if self.reclaiming {
                     self.session.released.insert(*ino, *sequence);
                 }
-                Some(HeldChange::Released(*ino))
+                None
             }
             _ => None,
         };
@@ -600,16 +684,15 @@ impl Core {
     }
 
     fn note_held(&mut self, now: Time, held: HeldChange, response: &Response) {
-        let (ino, begun) = match (held, response) {
-            (HeldChange::Created(begun), Response::Replied { replied: Replied::Entry { attributes, .. }, .. }) => (attributes.ino, begun),
-            (HeldChange::Held(ino, begun), Response::Answered { .. }) => (ino, begun),
-            (HeldChange::Released(ino), _) => {
-                self.session.held.remove(&ino);
-                return;
+        let (ino, sequence, said, begun) = match (held, response) {
+            (HeldChange::Created(begun), Response::Replied { replied: Replied::Entry { attributes, created, .. }, .. }) => {
+                let said = if *created { Said::Yes } else { Said::Perhaps };
+                (attributes.ino, 0, said, begun)
             }
+            (HeldChange::Held(ino, sequence, begun), Response::Answered { .. }) => (ino, sequence, Said::Yes, begun),
             _ => return,
         };
-        self.session.held.insert(ino);
+        self.holds.open(ino, sequence, said);
         // Across a change of leader it is not known which one counted the hold; naming it again is harmless.
         if self.reclaiming || begun != self.session.term {
             self.reclaim_again(now);

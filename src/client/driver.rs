@@ -108,8 +108,8 @@ pub fn spawn<M: Machine + Send + 'static>(name: &str, machine: M) -> io::Result<
 fn run<M: Machine>(mut machine: M, mut net: Net, receiver: Receiver<M::Input>, bell: &Doorbell) -> io::Result<()> {
     let mut events = Vec::new();
     loop {
+        let open = feed(&mut machine, &receiver);
         let mut now = clock::now();
-        let open = feed(&mut machine, &receiver, now);
         if machine.next_deadline() <= now {
             machine.on_deadline(now);
         }
@@ -135,10 +135,11 @@ fn run<M: Machine>(mut machine: M, mut net: Net, receiver: Receiver<M::Input>, b
 }
 
 /// Takes what waits in the channel, a bounded number per turn. False when nobody can send any more.
-fn feed<M: Machine>(machine: &mut M, receiver: &Receiver<M::Input>, now: Time) -> bool {
+fn feed<M: Machine>(machine: &mut M, receiver: &Receiver<M::Input>) -> bool {
     for _ in 0..limits::COMMAND_VISITS_MAX {
         match receiver.try_recv() {
-            Ok(input) => machine.on_input(now, input),
+            // The clock is read after the input was taken: a process that was stopped in between must not answer from before its sleep.
+            Ok(input) => machine.on_input(clock::now(), input),
             Err(TryRecvError::Empty) => return true,
             Err(TryRecvError::Disconnected) => return false,
         }

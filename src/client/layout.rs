@@ -1,11 +1,12 @@
-//! File layouts as last told by the leader: revalidated with one message, never trusted without.
+//! File layouts as last told by the leader: trusted while a right says that the data version is still theirs, else revalidated with one
+//! message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::limits;
 use crate::types::{ByteRange, ChunkHash, InodeId};
-use crate::wire::namespace::{ChunkPlace, Extent, LayoutVersion};
+use crate::wire::namespace::{ChunkPlace, Extent, LayoutVersion, Source};
 
 /// Where the bytes of a range of one file are.
 #[derive(Clone, Debug)]
@@ -19,6 +20,14 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Memory that it takes, roughly.
+    fn bytes(&self) -> usize {
+        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
+        let extents: usize = self.extents.iter().map(|extent| size_of::<Extent>() + inline(extent)).sum();
+        let chunks: usize = self.chunks.iter().map(|place| size_of::<ChunkPlace>() + size_of_val(&place.holders[..])).sum();
+        size_of::<Known>() + extents + chunks
+    }
+
     pub(super) fn covers(&self, range: ByteRange) -> bool {
         self.covered.offset <= range.offset && self.covered.end() >= range.end()
     }
@@ -41,16 +50,17 @@ struct Known {
     used: u64,
 }
 
-/// Bounded by files; an answer bounds the extents of each.
+/// Bounded by files and by the memory that they take.
 pub(super) struct Layouts {
     files: BTreeMap<InodeId, Known>,
     by_use: BTreeMap<u64, InodeId>,
     clock: u64,
+    bytes: usize,
 }
 
 impl Layouts {
     pub(super) fn new() -> Self {
-        Layouts { files: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0 }
+        Layouts { files: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0, bytes: 0 }
     }
 
     /// The layout if it covers the range.
@@ -68,15 +78,19 @@ impl Layouts {
         let read_end = match self.files.remove(&ino) {
             Some(before) => {
                 self.by_use.remove(&before.used);
+                self.bytes -= before.layout.bytes();
                 before.read_end
             }
             None => 0,
         };
+        self.bytes += layout.bytes();
         self.files.insert(ino, Known { layout, read_end, used: self.clock });
         self.by_use.insert(self.clock, ino);
-        while self.files.len() > limits::CLIENT_LAYOUTS_MAX {
+        while self.files.len() > limits::CLIENT_LAYOUTS_MAX || self.bytes > limits::CLIENT_LAYOUT_BYTES_MAX {
             let Some((_, oldest)) = self.by_use.pop_first() else { break };
-            self.files.remove(&oldest);
+            if let Some(gone) = self.files.remove(&oldest) {
+                self.bytes -= gone.layout.bytes();
+            }
         }
     }
 
@@ -90,5 +104,10 @@ impl Layouts {
         let sequential = range.offset != 0 && range.offset == known.read_end;
         known.read_end = range.end();
         sequential
+    }
+
+    pub(super) fn check_invariants(&self) {
+        assert_eq!(self.files.len(), self.by_use.len());
+        assert_eq!(self.bytes, self.files.values().map(|known| known.layout.bytes()).sum::<usize>());
     }
 }

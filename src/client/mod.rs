@@ -1,19 +1,26 @@
 //! The client core: a session with a cluster, namespace calls, and file content over chunks.
 //!
 //! [`Core`] is a state machine: fed with calls, link events and time, drained of link actions and results. It owns the session, the exact
-//! bookkeeping of request numbers, the routing to the leader, and bounded caches. It writes through: when a write is answered the data is
-//! on its nodes and the metadata committed. It never moves to another cluster by itself.
+//! bookkeeping of request numbers, the routing to the leader, and bounded caches, which answer without a message what the session has a right to
+//! know. It writes through: when a write is answered the data is on its nodes and the metadata committed. It never moves to another cluster
+//! by itself.
 
 pub mod api;
 mod asks;
 mod cache;
+mod changes;
 mod core;
 pub mod driver;
 mod fetch;
 mod fold;
+mod holds;
 mod layout;
+mod local;
 mod locks;
+mod names;
 mod read;
+mod recall;
+mod rights;
 mod router;
 mod session;
 mod space;

@@ -1,4 +1,4 @@
-//! Reads: one question to the leader about where the bytes are, then verified bytes from cache or holders.
+//! Reads: one question to the leader about where the bytes are, none under a right, then verified bytes from cache or holders.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Attributes, ByteRange, ChunkHash, InodeId};
+use crate::types::{Attributes, ByteRange, ChunkHash, FileKind, InodeId};
 use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, ChunkPlace, Extent, LayoutVersion, Query, Source};
 
@@ -90,6 +90,17 @@ impl ReadJob {
             sequential: false,
         }
     }
+
+    /// Takes the extents from the layout.
+    fn follow(&mut self, layout: &Layout) {
+        self.version = layout.version;
+        self.extents = layout.within(self.range).cloned().collect();
+        for extent in &self.extents {
+            if let Source::Chunk { hash, .. } = &extent.source {
+                self.places.extend(layout.place(hash).map(|place| (*hash, place.clone())));
+            }
+        }
+    }
 }
 
 impl Core {
@@ -103,11 +114,34 @@ impl Core {
         if range.length > limits::CLIENT_READ_BYTES_MAX || range.end() > limits::FILE_BYTES_MAX {
             return self.finish(now, job, Err(Status::InvalidArgument));
         }
+        if self.trust_layout(now, job, known.as_ref()) {
+            return;
+        }
         if let Some(layout) = &known {
             // The layout is most likely still right, and chunks are right for ever: fetch while the leader is asked.
             self.fetch_ahead(now, layout, range, sequential);
         }
         self.ask_layout(now, job, known);
+    }
+
+    /// Goes on without asking, if a right says that the file still is what the layout describes.
+    fn trust_layout(&mut self, now: Time, id: u64, known: Option<&Arc<Layout>>) -> bool {
+        let Some(Work::Read(read)) = self.jobs.get(&id).map(|job| &job.work) else { return false };
+        let (ino, range) = (read.ino, read.range);
+        let Some(attributes) = self.known_attributes(now, ino).filter(|attributes| attributes.kind == FileKind::File) else { return false };
+        let wanted = ByteRange { offset: range.offset, length: range.end().min(attributes.size).saturating_sub(range.offset) };
+        let layout = known.cloned().or_else(|| self.layouts.find(ino, wanted));
+        let layout = layout.filter(|layout| layout.version.data == attributes.data_version);
+        let Some(Work::Read(read)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return false };
+        match layout {
+            Some(layout) => read.follow(&layout),
+            None if wanted.length == 0 => {}
+            None => return false,
+        }
+        read.attributes = Some(attributes);
+        read.gathered = range.end();
+        self.on_gathered(now, id);
+        true
     }
 
     pub(super) fn start_locate(&mut self, now: Time, token: u64, ino: InodeId, range: ByteRange) {
@@ -142,14 +176,8 @@ impl Core {
             Answer::Unchanged { attributes } => {
                 let Some(layout) = read.asked.take() else { return self.finish(now, id, Err(Status::Malformed)) };
                 read.attributes = Some(attributes);
-                read.version = layout.version;
                 read.gathered = read.range.end();
-                read.extents = layout.within(read.range).cloned().collect();
-                for extent in &read.extents {
-                    if let Source::Chunk { hash, .. } = &extent.source {
-                        read.places.extend(layout.place(hash).map(|place| (*hash, place.clone())));
-                    }
-                }
+                read.follow(&layout);
                 self.on_gathered(now, id);
             }
             Answer::Extents { attributes, version, extents, chunks, truncated, fold } => {

@@ -1,4 +1,4 @@
-//! The session's books: request numbers, upload counters, inodes held, terms seen.
+//! The session's books: request numbers, upload counters, terms seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,8 +16,6 @@ pub(super) struct Session {
     next_upload: u64,
     /// Upload counters that an operation may still name. The lowest bounds what the cluster may collect.
     uploads: BTreeSet<u64>,
-    /// Inodes open here.
-    pub(super) held: BTreeSet<InodeId>,
     /// Releases sent while a reclaim was under way, which may have listed the inode: they are said again afterwards.
     pub(super) released: BTreeMap<InodeId, u64>,
     /// Highest term heard of.
@@ -34,7 +32,6 @@ impl Session {
             unanswered: BTreeSet::new(),
             next_upload: 1,
             uploads: BTreeSet::new(),
-            held: BTreeSet::new(),
             released: BTreeMap::new(),
             term: Term(0),
             reclaimed: Term(0),

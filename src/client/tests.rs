@@ -7,9 +7,11 @@ use crate::chunk_tree::{self, GroupHashes};
 use crate::cluster_map::MemberState;
 use crate::link::{Frame, Hello, LinkEvent, LinkId, Role};
 use crate::time::Time;
-use crate::types::{Attributes, ChunkHash, Epoch, FileKind, NodeId, RequestNumber, Term, Timestamp};
-use crate::wire::message::{Body, Failure, Request, Response};
-use crate::wire::namespace::{ChunkClaim, LayoutVersion, Patch, SetAttributes, Source};
+use crate::types::{Attributes, ChunkHash, Cookie, Epoch, FileKind, NodeId, RequestNumber, Rights, Term, Timestamp};
+use crate::wire::message::{Body, Failure, Grant, Request, Response};
+use crate::wire::namespace::{ChunkClaim, DirectoryEntry, LayoutVersion, Patch, SetAttributes, Source};
+
+mod cached;
 
 #[derive(Default)]
 struct Node {
@@ -50,12 +52,25 @@ struct World {
     done: BTreeMap<u64, Result<Reply, Status>>,
     events: Vec<Event>,
     next_token: u64,
+    // --- for clients that cache
+    names: BTreeMap<Name, InodeId>,
+    /// What is granted with each answer, and the era of renewals.
+    grants: Rights,
+    era: u64,
+    /// Answers that are kept back until they are let go.
+    held_back: Option<Vec<(LinkId, Frame)>>,
+    invalidated: Vec<(u64, Invalidation)>,
 }
 
 const INO: InodeId = InodeId(5);
+const DIRECTORY: InodeId = InodeId(1);
 
 impl World {
     fn new() -> Self {
+        World::with(false)
+    }
+
+    fn with(caches: bool) -> Self {
         let members = (0..3).map(|n| Member {
             id: NodeId(n + 100),
             address: address(n as u16),
@@ -71,7 +86,7 @@ impl World {
             voters: (100..103).map(NodeId).collect(),
             had_three: true,
         };
-        let config = Config::new((0..3).map(address).collect(), SessionId(77));
+        let config = Config { caches, ..Config::new((0..3).map(address).collect(), SessionId(77)) };
         let now = Time(1_000_000_000);
         let mut world = World {
             core: Core::new(config, now, 1),
@@ -91,6 +106,11 @@ impl World {
             done: BTreeMap::new(),
             events: Vec::new(),
             next_token: 1,
+            names: BTreeMap::new(),
+            grants: if caches { Rights::READ.with(Rights::NAMES) } else { Rights::NONE },
+            era: 1,
+            held_back: None,
+            invalidated: Vec::new(),
         };
         world.run_until(|world| !world.events.is_empty());
         assert_eq!(world.events, [Event::Ready { cluster: ClusterId(9) }]);
@@ -155,7 +175,10 @@ impl World {
             match output {
                 Output::Done { token, result } => assert!(self.done.insert(token, result).is_none()),
                 Output::Event(event) => self.events.push(event),
-                Output::Invalidate { .. } => panic!("a client without caches has nothing to forget"),
+                Output::Invalidate { id, what } => {
+                    assert!(self.core.config.caches, "a client without caches has nothing to forget");
+                    self.invalidated.push((id, what));
+                }
                 Output::Link(action) => self.act(action),
             }
         }
@@ -185,6 +208,9 @@ impl World {
                 }
                 let Some((result, payload)) = self.serve(index, request, frame.payload) else { return };
                 let frame = Frame { request: frame.request, body: Body::Response(result), payload };
+                if let Some(held_back) = &mut self.held_back {
+                    return held_back.push((link, frame));
+                }
                 self.core.on_link(self.now, LinkEvent::Received { link, frame });
             }
         }
@@ -230,15 +256,18 @@ impl World {
                 let leader = Some((NodeId(self.leader as u64 + 100), address(self.leader as u16)));
                 return Some((Err(Failure { status: Status::NotLeader, leader, epoch }), Bytes::new()));
             }
-            Request::OpenSession { .. } | Request::EndSession => Response::Done,
-            Request::Renew { .. } => Response::Renewed { term: Term(self.term), epoch, time: Timestamp::default(), era: 1 },
+            Request::OpenSession { .. } | Request::EndSession | Request::Recalled { .. } | Request::GiveUp { .. } => Response::Done,
+            Request::Renew { .. } => Response::Renewed { term: Term(self.term), epoch, time: Timestamp::default(), era: self.era },
             Request::Namespace { number, op, answered_below, .. } => {
                 assert!(number >= answered_below);
                 let result = match self.outcomes.get(&number) {
                     Some(outcome) => outcome.clone(),
                     None => self
                         .apply(op)
-                        .map(|replied| Response::Replied { replied, grants: vec![], term: Term(1), epoch })
+                        .map(|replied| {
+                            let grants = self.grants_with(replied_attributes(&replied));
+                            Response::Replied { replied, grants, term: Term(self.term), epoch }
+                        })
                         .map_err(Failure::from),
                 };
                 self.outcomes.insert(number, result.clone());
@@ -250,7 +279,8 @@ impl World {
             }
             Request::Query(query) => {
                 let answer = self.answer(query);
-                Response::Answered { answer, grants: vec![], term: Term(self.term), epoch }
+                let grants = self.grants_with(attributes_within(&answer));
+                Response::Answered { answer, grants, term: Term(self.term), epoch }
             }
             _ => return fail(Status::NotSupported),
         };
@@ -283,6 +313,19 @@ impl World {
                 file.version.layout += 1;
                 Ok(Replied::Done)
             }
+            Op::Create { name, .. } => {
+                let ino = InodeId(1000 + self.names.len() as u64);
+                self.names.insert(name, ino);
+                self.files.insert(ino, File::default());
+                Ok(Replied::Entry { attributes: attributes(ino, &self.files[&ino]), created: true, writer: false })
+            }
+            Op::Unlink { name, .. } => self.names.remove(&name).map(|_| Replied::Done).ok_or(Status::NotFound),
+            Op::Rename { from_name, to_name, .. } => {
+                let moved = self.names.remove(&from_name).ok_or(Status::NotFound)?;
+                self.names.insert(to_name, moved);
+                Ok(Replied::Done)
+            }
+            Op::SetAttributes { ino, .. } => Ok(Replied::Attributes(attributes(ino, &self.files[&ino]))),
             _ => Ok(Replied::Done),
         }
     }
@@ -327,9 +370,34 @@ impl World {
                 self.reclaims += 1;
                 Answer::Done
             }
-            Query::Attributes { ino } => Answer::Attributes(attributes(ino, &self.files[&ino])),
+            Query::Attributes { ino } | Query::Hold { ino, .. } => Answer::Attributes(attributes(ino, &self.files[&ino])),
+            Query::Lookup { name, .. } => {
+                self.names.get(&name).map_or(Answer::Absent, |ino| Answer::Attributes(attributes(*ino, &self.files[ino])))
+            }
+            Query::ReadDirectory { after, limit, .. } => {
+                let line = |(name, ino): (&Name, &InodeId)| DirectoryEntry {
+                    name: name.clone(),
+                    cookie: Cookie(ino.0),
+                    attributes: attributes(*ino, &self.files[ino]),
+                    current: true,
+                };
+                let mut entries: Vec<_> = self.names.iter().map(line).filter(|entry| entry.cookie > after).collect();
+                entries.sort_by_key(|entry| entry.cookie);
+                let end = entries.len() <= limit as usize;
+                entries.truncate(limit as usize);
+                let directory = Attributes { kind: FileKind::Directory, ..attributes(DIRECTORY, &File::default()) };
+                Answer::Directory { entries, end, attributes: directory }
+            }
+            Query::ReadLink { .. } => Answer::Target(b"target".to_vec()),
             _ => Answer::Done,
         }
+    }
+
+    /// What this world grants on the inodes that an answer names; the names of the directory with each.
+    fn grants_with(&self, answered: Vec<InodeId>) -> Vec<Grant> {
+        let directory = (!answered.contains(&DIRECTORY)).then_some(DIRECTORY);
+        let all = answered.into_iter().chain(directory).map(|ino| Grant { ino, rights: self.grants });
+        all.filter(|grant| !grant.rights.is_empty()).collect()
     }
 
     fn count(&self, wanted: impl Fn(&Request) -> bool) -> usize {
@@ -366,6 +434,22 @@ impl File {
     }
 }
 
+fn attributes_within(answer: &Answer) -> Vec<InodeId> {
+    match answer {
+        Answer::Attributes(attributes) | Answer::Extents { attributes, .. } | Answer::Unchanged { attributes } => vec![attributes.ino],
+        Answer::Directory { entries, attributes, .. } => entries.iter().map(|entry| entry.attributes.ino).chain([attributes.ino]).collect(),
+        Answer::Target(_) => vec![INO],
+        _ => Vec::new(),
+    }
+}
+
+fn replied_attributes(replied: &Replied) -> Vec<InodeId> {
+    match replied {
+        Replied::Entry { attributes, .. } | Replied::Attributes(attributes) | Replied::Written { attributes, .. } => vec![attributes.ino],
+        _ => Vec::new(),
+    }
+}
+
 fn cut(extent: &Extent, from: u64, until: u64) -> Extent {
     let skip = from - extent.offset;
     let source = match &extent.source {
@@ -395,7 +479,7 @@ fn attributes(ino: InodeId, file: &File) -> Attributes {
         mtime: zero,
         ctime: zero,
         rdev: 0,
-        version: 0,
+        version: file.version.data,
         data_version: file.version.data,
         parent: InodeId(1),
     }
