@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use crossbeam_channel::Sender;
 use dfs::client::{self, driver::Machine};
 use dfs::link::{LinkAction, LinkEvent};
+use dfs::net::clock;
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::InodeId;
 
 use crate::fs::{Fs, FsOutput};
 use crate::fuse::{Permit, Slot};
-use crate::requests::{Context, Reply, Request};
+use crate::notifier::Notifier;
+use crate::requests::{Context, Keep, Reply, Request};
 
 /// Result of one of the mount process's own calls.
 pub type OwnResult = Result<client::Reply, Status>;
@@ -21,11 +23,26 @@ pub type OwnResult = Result<client::Reply, Status>;
 /// What other threads send to the loop thread.
 pub enum Input {
     /// A request of the kernel with the object that its reply goes to.
-    Request { context: Context, request: Request, slot: Slot, permit: Permit },
+    Request {
+        context: Context,
+        request: Request,
+        slot: Slot,
+        permit: Permit,
+    },
     /// The kernel forgot inodes.
     Forget(Vec<(InodeId, u64)>),
+    /// What the kernel can do, and the way to tell it something.
+    Epoch(bool),
+    Notifier(Notifier),
+    /// The kernel took that notice.
+    Notified(u64),
+    /// Log what was asked and sent so far.
+    Report,
     /// A call of the mount process itself; the result goes to the channel, which must have room.
-    Own { call: client::Call, answer: Sender<OwnResult> },
+    Own {
+        call: client::Call,
+        answer: Sender<OwnResult>,
+    },
     /// End the loop thread.
     Stop,
 }
@@ -35,6 +52,9 @@ pub struct Server {
     fs: Fs,
     slots: BTreeMap<u64, (Slot, Permit)>,
     own: BTreeMap<u64, Sender<OwnResult>>,
+    notifier: Option<Notifier>,
+    /// Requests of the kernel so far, by kind.
+    counts: BTreeMap<&'static str, u64>,
     next_token: u64,
     stopped: bool,
     /// Never used: that it is dropped tells the main thread that this one has ended, whatever the reason.
@@ -44,7 +64,16 @@ pub struct Server {
 impl Server {
     /// Nothing in flight. `alive` is dropped when the machine is.
     pub fn new(fs: Fs, alive: Sender<()>) -> Self {
-        Server { fs, slots: BTreeMap::new(), own: BTreeMap::new(), next_token: 1, stopped: false, _alive: alive }
+        Server {
+            fs,
+            slots: BTreeMap::new(),
+            own: BTreeMap::new(),
+            notifier: None,
+            counts: BTreeMap::new(),
+            next_token: 1,
+            stopped: false,
+            _alive: alive,
+        }
     }
 
     fn token(&mut self) -> u64 {
@@ -53,12 +82,40 @@ impl Server {
         token
     }
 
-    fn on_reply(&mut self, token: u64, reply: &Reply) {
+    fn on_reply(&mut self, token: u64, reply: &Reply, keep: &Keep) {
         let (slot, _permit) = self.slots.remove(&token).expect("every request is answered once, and only while its slot waits");
-        let taken = slot.send(reply);
+        let taken = slot.send(reply, keep);
         if let Reply::Listing(listing) = reply {
             self.fs.on_listing_taken(listing, taken);
         }
+    }
+
+    /// One line with what the kernel asked and what went over the network.
+    fn report(&self) {
+        let requests: Vec<String> = self.counts.iter().map(|(kind, count)| format!("{kind}={count}")).collect();
+        let client::Counters { control_requests, renewals, bulk_requests, .. } = self.fs.counters();
+        let (requests, remembered) = (requests.join(" "), self.fs.remembered());
+        tracing::info!("report {requests} control={control_requests} bulk={bulk_requests} renewals={renewals} remembered={remembered}");
+    }
+}
+
+/// Name of a request's kind, as FUSE calls it.
+fn kind(request: &Request) -> &'static str {
+    match request {
+        Request::Lookup { .. } => "lookup",
+        Request::GetAttributes { .. } => "getattr",
+        Request::SetAttributes { .. } => "setattr",
+        Request::ReadLink { .. } => "readlink",
+        Request::Open { .. } => "open",
+        Request::Create { .. } => "create",
+        Request::Read { .. } => "read",
+        Request::Write { .. } => "write",
+        Request::Release { .. } => "release",
+        Request::OpenDirectory { .. } => "opendir",
+        Request::ReadDirectory { plus: false, .. } => "readdir",
+        Request::ReadDirectory { plus: true, .. } => "readdirplus",
+        Request::ReleaseDirectory { .. } => "releasedir",
+        _ => "other",
     }
 }
 
@@ -69,16 +126,24 @@ impl Machine for Server {
         match input {
             Input::Request { context, request, slot, permit } => {
                 let token = self.token();
+                *self.counts.entry(kind(&request)).or_default() += 1;
                 self.slots.insert(token, (slot, permit));
                 self.fs.on_request(now, token, context, request);
             }
+            Input::Epoch(epoch) => self.fs.set_epoch(epoch),
+            Input::Notifier(notifier) => self.notifier = Some(notifier),
+            Input::Notified(id) => self.fs.on_notified(now, id),
+            Input::Report => self.report(),
             Input::Forget(inodes) => inodes.into_iter().for_each(|(ino, count)| self.fs.on_forget(ino, count)),
             Input::Own { call, answer } => {
                 let token = self.token();
                 self.own.insert(token, answer);
                 self.fs.submit(now, token, call);
             }
-            Input::Stop => self.stopped = true,
+            Input::Stop => {
+                self.report();
+                self.stopped = true;
+            }
         }
     }
 
@@ -98,8 +163,11 @@ impl Machine for Server {
         while let Some(output) = self.fs.poll_output() {
             match output {
                 FsOutput::Link(action) => return Some(action),
-                FsOutput::Notify { .. } => {}
-                FsOutput::Reply { token, reply } => self.on_reply(token, &reply),
+                FsOutput::Notify { id, notice } => match &self.notifier {
+                    Some(notifier) => notifier.notify(id, notice),
+                    None => self.fs.on_notified(clock::now(), id),
+                },
+                FsOutput::Reply { token, reply, keep } => self.on_reply(token, &reply, &keep),
                 FsOutput::Done { token, result } => {
                     if let Some(answer) = self.own.remove(&token) {
                         let _ = answer.try_send(result);
