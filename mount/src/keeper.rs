@@ -101,6 +101,13 @@ struct Held {
     until: Time,
 }
 
+/// A notice to drop pages that is not sent yet.
+#[derive(Debug)]
+struct Postponed {
+    until: Time,
+    waiters: Vec<Waiter>,
+}
+
 /// The state machine.
 #[derive(Debug)]
 pub struct Keeper {
@@ -117,6 +124,11 @@ pub struct Keeper {
     listed: BTreeMap<InodeId, Time>,
     /// Requests under way that hold the lock of that directory.
     locked: BTreeMap<InodeId, usize>,
+    /// Requests under way that hold locks of pages of that inode.
+    moving: BTreeMap<InodeId, usize>,
+    /// Notices that would wait for those locks: sent when the requests are answered, or after a while. A thread that waits in the kernel
+    /// for an answer of this process outlives a SIGKILL of it, and the mount with it.
+    postponed: BTreeMap<InodeId, Postponed>,
     held: BTreeMap<u64, Held>,
     held_until: BTreeSet<(Time, u64)>,
     /// Suspect pages that nobody asks about.
@@ -141,6 +153,8 @@ impl Keeper {
             names_until: BTreeMap::new(),
             listed: BTreeMap::new(),
             locked: BTreeMap::new(),
+            moving: BTreeMap::new(),
+            postponed: BTreeMap::new(),
             held: BTreeMap::new(),
             held_until: BTreeSet::new(),
             sweeps: BTreeSet::new(),
@@ -202,9 +216,8 @@ impl Keeper {
             }
             _ => return,
         };
-        for directory in locks(&asked) {
-            *self.locked.entry(directory).or_default() += 1;
-        }
+        locks(&asked).for_each(|directory| *self.locked.entry(directory).or_default() += 1);
+        moves(&asked).for_each(|ino| *self.moving.entry(ino).or_default() += 1);
         self.asked.insert(token, asked);
     }
 
@@ -227,13 +240,7 @@ impl Keeper {
     /// A reply is ready. `known`: how often the kernel has been given an inode.
     pub fn on_reply(&mut self, now: Time, token: u64, reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
         let asked = self.asked.remove(&token);
-        for directory in asked.iter().flat_map(locks) {
-            let count = self.locked.get_mut(&directory).expect("counted with the request");
-            *count -= 1;
-            if *count == 0 {
-                self.locked.remove(&directory);
-            }
-        }
+        asked.iter().flat_map(locks).for_each(|directory| _ = lower(&mut self.locked, directory));
         let mut keep = Keep::default();
         match (asked, &reply) {
             (Some(Asked::Attributes), Reply::Attributes(attributes)) => return self.tell(now, token, *attributes, lease),
@@ -285,8 +292,13 @@ impl Keeper {
             _ => {}
         }
         self.outputs.push_back((Kept::Reply { token, reply, keep }, false));
+        for ino in asked.iter().flat_map(moves) {
+            if lower(&mut self.moving, ino) {
+                self.send_postponed(ino);
+            }
+        }
         while let Some(ino) = self.dropping.pop() {
-            self.drop_pages(ino);
+            self.drop_pages(now, ino, None);
         }
         self.pump(now);
     }
@@ -307,8 +319,11 @@ impl Keeper {
             let listing = self.listed.get(&ino).is_some_and(|&at| now < at + limits::RECALL_PATIENCE);
             names.locked = self.locked.contains_key(&ino) && !listing;
         }
+        names.busy = self.moving.contains_key(&ino);
         let name = name.flatten().map(|name| KernelNotice::Entry { parent: ino, name: name.as_bytes().to_vec() });
-        self.recalls.begin(now, id, self.pages.newest_doubt(), inodes, name, names);
+        if self.recalls.begin(now, id, self.pages.newest_doubt(), inodes, name, names) && self.pages.is_suspect(ino) {
+            self.drop_pages(now, ino, None);
+        }
         self.pump(now);
     }
 
@@ -343,9 +358,11 @@ impl Keeper {
             if self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
                 self.sweep(now, ino);
             } else if self.pages.is_suspect(ino) && !self.recalls.is_dropping(ino) {
-                self.drop_pages(ino);
+                self.drop_pages(now, ino, None);
             }
         }
+        let overdue: Vec<InodeId> = self.postponed.iter().filter(|(_, postponed)| postponed.until <= now).map(|(&ino, _)| ino).collect();
+        overdue.into_iter().for_each(|ino| self.send_postponed(ino));
         while let Some(&(at, token)) = self.held_until.first()
             && at <= now
         {
@@ -361,7 +378,9 @@ impl Keeper {
     pub fn next_deadline(&self) -> Time {
         let sweep = self.sweeps.first().map_or(Time::NEVER, |&(at, _)| at);
         let held = self.held_until.first().map_or(Time::NEVER, |&(at, _)| at);
-        self.recalls.next_deadline().min(sweep).min(held)
+        // As many as there are inodes with requests under way: few.
+        let postponed = self.postponed.values().map(|postponed| postponed.until).min().unwrap_or(Time::NEVER);
+        self.recalls.next_deadline().min(sweep).min(held).min(postponed)
     }
 
     /// What is to be done, in order. Replies that were held are judged by the rights of now.
@@ -387,6 +406,7 @@ impl Keeper {
     pub fn check_invariants(&self) {
         self.recalls.check_invariants();
         assert_eq!(self.held.len(), self.held_until.len(), "each held reply ends");
+        assert!(self.postponed.keys().all(|ino| self.moving.contains_key(ino)), "what is postponed waits for something");
         assert_eq!(self.sweeps.len(), self.swept.len(), "each sweep is planned once");
     }
 
@@ -397,7 +417,7 @@ impl Keeper {
             let until = now + self.patience;
             self.held.insert(token, Held { attributes, until });
             self.held_until.insert((until, token));
-            self.recalls.drop_pages(attributes.ino, self.pages.newest_doubt(), Some(Waiter::Reply(token)));
+            self.drop_pages(now, attributes.ino, Some(Waiter::Reply(token)));
             return self.pump(now);
         }
         let keep = Keep { attributes: lifetime, ..Keep::default() };
@@ -459,7 +479,7 @@ impl Keeper {
             return Content::Direct;
         }
         if self.pages.is_suspect(ino) {
-            self.drop_pages(ino);
+            self.drop_pages(now, ino, None);
         }
         if self.pages.may_be_kept(now, ino) { Content::Kept } else { Content::Fresh }
     }
@@ -491,8 +511,18 @@ impl Keeper {
         }
     }
 
-    fn drop_pages(&mut self, ino: InodeId) {
-        self.recalls.drop_pages(ino, self.pages.newest_doubt(), None);
+    fn drop_pages(&mut self, now: Time, ino: InodeId, waiter: Option<Waiter>) {
+        if self.moving.contains_key(&ino) {
+            let until = now + limits::RECALL_PATIENCE;
+            self.postponed.entry(ino).or_insert(Postponed { until, waiters: Vec::new() }).waiters.extend(waiter);
+        } else {
+            self.recalls.drop_pages(ino, self.pages.newest_doubt(), waiter.into_iter().collect());
+        }
+    }
+
+    fn send_postponed(&mut self, ino: InodeId) {
+        let Some(Postponed { waiters, .. }) = self.postponed.remove(&ino) else { return };
+        self.recalls.drop_pages(ino, self.pages.newest_doubt(), waiters);
     }
 
     fn pump(&mut self, now: Time) {
@@ -515,6 +545,26 @@ impl Keeper {
             }
         }
     }
+}
+
+/// The inode of whose pages the kernel holds some locked for that request.
+fn moves(asked: &Asked) -> impl Iterator<Item = InodeId> + use<> {
+    match *asked {
+        Asked::Read { ino, paged: true } | Asked::Write { ino, paged: true, .. } => Some(ino),
+        _ => None,
+    }
+    .into_iter()
+}
+
+/// Counts down; true when none is left.
+fn lower(counts: &mut BTreeMap<InodeId, usize>, ino: InodeId) -> bool {
+    let count = counts.get_mut(&ino).expect("counted up before");
+    *count -= 1;
+    let none = *count == 0;
+    if none {
+        counts.remove(&ino);
+    }
+    none
 }
 
 /// Directories whose lock the kernel holds for that request.

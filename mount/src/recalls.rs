@@ -91,30 +91,33 @@ impl Recalls {
         self.epoch = epoch;
     }
 
-    /// Begins an invalidation: attributes and content of `inodes`, and names; `name` if it is about one only.
-    pub fn begin(&mut self, now: Time, id: u64, doubt: Doubt, inodes: Vec<InodeId>, name: Option<KernelNotice>, names: Names) {
+    /// Begins an invalidation: attributes and content of `inodes`, and names; `name` if it is about one only. True: the pages of the inodes
+    /// are still there when it has been obeyed.
+    pub fn begin(&mut self, now: Time, id: u64, doubt: Doubt, inodes: Vec<InodeId>, name: Option<KernelNotice>, names: Names) -> bool {
         let crowded = self.by_id.len() >= limits::MOUNT_NOTICES_MAX;
         let names_until = names.until.filter(|&until| now < until);
         let mut wanted: Vec<KernelNotice> = inodes.iter().map(|&ino| KernelNotice::Inode { ino }).collect();
         let entry = name.filter(|_| names_until.is_some());
-        let turn_at_once = crowded || (names_until.is_some() && (entry.is_none() || names.locked));
+        let turn_at_once = crowded || names.busy || (names_until.is_some() && (entry.is_none() || names.locked));
         wanted.extend(entry.filter(|_| !turn_at_once));
         let deadline = now + limits::RECALL_PATIENCE;
         self.jobs.insert(id, Job { remaining: wanted.len(), turned: false, deadline, inodes, names_until });
         self.deadlines.insert((deadline, id));
-        if !crowded {
-            wanted.into_iter().for_each(|notice| self.want(notice, doubt, Some(Waiter::Job { id, turned: false })));
+        let paged = !crowded && !names.busy;
+        if paged {
+            wanted.into_iter().for_each(|notice| self.want(notice, doubt, vec![Waiter::Job { id, turned: false }]));
         }
         if turn_at_once {
             self.turn(now, id, doubt);
         } else {
             self.finish_if_done(id);
         }
+        !paged
     }
 
-    /// Has the kernel drop attributes and pages of the inode; a reply may wait for it.
-    pub fn drop_pages(&mut self, ino: InodeId, doubt: Doubt, waiter: Option<Waiter>) {
-        self.want(KernelNotice::Inode { ino }, doubt, waiter);
+    /// Has the kernel drop attributes and pages of the inode; replies may wait for it.
+    pub fn drop_pages(&mut self, ino: InodeId, doubt: Doubt, waiters: Vec<Waiter>) {
+        self.want(KernelNotice::Inode { ino }, doubt, waiters);
     }
 
     /// Whether a notice to drop that inode's pages is under way.
@@ -210,10 +213,10 @@ impl Recalls {
             self.deadlines.insert((job.deadline, id));
         }
         for ino in inodes {
-            self.want(KernelNotice::Attributes { ino }, doubt, Some(Waiter::Job { id, turned: true }));
+            self.want(KernelNotice::Attributes { ino }, doubt, vec![Waiter::Job { id, turned: true }]);
         }
         if by_epoch {
-            self.want(KernelNotice::Epoch, doubt, Some(Waiter::Job { id, turned: true }));
+            self.want(KernelNotice::Epoch, doubt, vec![Waiter::Job { id, turned: true }]);
         }
         self.finish_if_done(id);
     }
@@ -229,10 +232,10 @@ impl Recalls {
 
     /// Sends the notice, or has it sent again once the same one has returned that is under way: that one may have passed already what is
     /// to be forgotten now.
-    fn want(&mut self, notice: KernelNotice, doubt: Doubt, waiter: Option<Waiter>) {
+    fn want(&mut self, notice: KernelNotice, doubt: Doubt, waiters: Vec<Waiter>) {
         match self.notices.get_mut(&notice) {
-            Some(outstanding) => outstanding.again.get_or_insert_default().extend(waiter),
-            None => self.send(notice, doubt, waiter.into_iter().collect()),
+            Some(outstanding) => outstanding.again.get_or_insert_default().extend(waiters),
+            None => self.send(notice, doubt, waiters),
         }
     }
 
@@ -252,6 +255,8 @@ pub struct Names {
     pub until: Option<Time>,
     /// The kernel holds the directory's lock for a call that is under way here.
     pub locked: bool,
+    /// The kernel holds locks of pages for calls that are under way here.
+    pub busy: bool,
 }
 
 #[cfg(test)]
@@ -298,7 +303,7 @@ mod tests {
     }
 
     fn named(now: Time) -> Names {
-        Names { until: Some(now + LATER), locked: false }
+        Names { until: Some(now + LATER), ..Names::default() }
     }
 
     #[test]
@@ -349,8 +354,8 @@ mod tests {
     #[test]
     fn what_is_wanted_again_while_it_is_under_way_is_sent_again() {
         let mut recalls = Recalls::new(true);
-        recalls.drop_pages(INO, doubt(), Some(Waiter::Reply(1)));
-        recalls.drop_pages(INO, doubt(), Some(Waiter::Reply(2)));
+        recalls.drop_pages(INO, doubt(), vec![Waiter::Reply(1)]);
+        recalls.drop_pages(INO, doubt(), vec![Waiter::Reply(2)]);
         recalls.begin(Time(1), 7, doubt(), vec![INO], None, Names::default());
         let first = sent(&mut recalls);
         assert_eq!(first.len(), 1);

@@ -407,3 +407,43 @@ fn a_lost_session_leaves_no_jobs_and_nothing_to_trust() {
     script.keeper.on_forget(INO);
     assert!(script.keeper.is_empty());
 }
+
+#[test]
+fn notices_do_not_wait_in_the_kernel_for_requests_that_are_under_way() {
+    let mut script = Script::new();
+    script.stat(1);
+    script.read();
+    let range = dfs::types::ByteRange { offset: 0, length: 4096 };
+    let read = script.ask(&Request::Read { ino: INO, handle: HANDLE, range });
+    script.content = None;
+    script.invalidate(7, Invalidation::Inode { ino: INO });
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Attributes { ino: INO }, "its pages are locked: attributes first");
+    script.notified(id);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 7 }));
+    let stat = script.ask(&Request::GetAttributes { ino: INO });
+    script.answer(stat, Reply::Attributes(attributes(2)));
+    script.quiet();
+    script.answer(read, Reply::Bytes(bytes::Bytes::new()));
+    assert!(matches!(script.poll(), Some(Kept::Reply { token, .. }) if token == read));
+    while let Some(kept) = script.poll() {
+        match kept {
+            Kept::Notify { id, notice } => {
+                assert_eq!(notice, KernelNotice::Inode { ino: INO });
+                script.notified(id);
+            }
+            Kept::Reply { token, .. } => assert_eq!(token, stat),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!script.keeper.pages.is_suspect(INO));
+    // A request that takes long postpones it no longer than the patience.
+    script.ask(&Request::Read { ino: INO, handle: HANDLE, range });
+    let stat = script.ask(&Request::GetAttributes { ino: INO });
+    script.keeper.pages.doubt(INO);
+    script.answer(stat, Reply::Attributes(attributes(2)));
+    script.quiet();
+    script.now = script.keeper.next_deadline();
+    script.with(|keeper, now, _| keeper.on_deadline(now));
+    assert!(matches!(script.notice(), (_, KernelNotice::Inode { .. })));
+}
