@@ -260,6 +260,25 @@ pub const MOUNT_WRITE_BYTES_MAX: usize = 64 << 20;
 pub const MOUNT_REQUESTS_MAX: usize = 2048;
 /// Background requests (readahead, asynchronous I/O) that the kernel keeps in flight towards a mount.
 pub const MOUNT_BACKGROUND_MAX: u16 = 64;
+/// Locks of one inode, and of one session in all.
+pub const LOCKS_PER_INODE_MAX: usize = 4096;
+pub const LOCKS_PER_SESSION_MAX: u64 = 1 << 16;
+/// Requests for locks that one client has waiting.
+pub const CLIENT_LOCK_WAITS_MAX: usize = 4096;
+/// A client that waits for a lock asks again after this long, if the leader does not tell it to earlier.
+pub const LOCK_POLL: Duration = Duration::from_millis(1000);
+/// A leader forgets a waiter that has not asked for this long.
+pub const LOCK_WAITER_SILENCE: Duration = Duration::from_millis(3500);
+/// A waiter steps aside for those that came before it for this long at most; longer, it could wait for who waits for it.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(1000);
+/// The same waiter is not told again that its lock may be free before this time has passed.
+pub const LOCK_NOTICE_INTERVAL: Duration = Duration::from_millis(200);
+/// Waiters that a leader keeps in order; those beyond just ask again.
+pub const LOCK_WAITERS_MAX: usize = 1 << 14;
+/// Who was interrupted while a lock request of his was on its way gets its outcome if it comes within this time.
+pub const LOCK_INTERRUPT_GRACE: Duration = Duration::from_millis(400);
+/// A mount looks this often for signals to the processes that wait for locks.
+pub const SIGNAL_LOOK_INTERVAL: Duration = Duration::from_millis(150);
 /// Nodes inside one mount process.
 pub const EMBEDDED_NODES_MAX: usize = 64;
 
@@ -303,6 +322,8 @@ pub const KERNEL_NAMES_TTL: Duration = Duration::from_secs(1);
 pub const KERNEL_ATTRIBUTES_TTL: Duration = Duration::from_secs(5);
 /// A mount waits so long for the kernel to forget by way of its locks, then it uses means that take none.
 pub const RECALL_PATIENCE: Duration = Duration::from_millis(20);
+/// A notice about an inode that the kernel was given and does not have is sent again after this long.
+pub const NOTICE_RETRY: Duration = Duration::from_millis(1);
 /// Notices to the kernel that have not returned, beyond which only those are sent that take no lock.
 pub const MOUNT_NOTICES_MAX: usize = 1024;
 /// Suspect pages that nobody asks about are dropped after this long if they could not be at once: mappings would show them for ever.
@@ -330,4 +351,7 @@ const _: () = assert!(CLIENT_GIVE_UP_MAX <= RECLAIM_ITEMS_MAX && RECLAIM_ITEMS_M
 const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis());
+const _: () = assert!(2 * SIGNAL_LOOK_INTERVAL.as_millis() + LOCK_INTERRUPT_GRACE.as_millis() < 1000);
+const _: () = assert!(CLIENT_LOCK_WAITS_MAX < CLIENT_CALLS_MAX);
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);

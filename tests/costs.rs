@@ -96,7 +96,7 @@ impl Cluster {
     fn counters(&self, client: Pid) -> Counters {
         match &self.run.world.processes[&client].machine {
             Machine::Client(core) => core.counters(),
-            Machine::Node(_) => panic!("nodes have no counters"),
+            Machine::Node(_) | Machine::Mount(_) => panic!("only clients have counters"),
         }
     }
 

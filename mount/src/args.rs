@@ -174,6 +174,11 @@ fn mount_options(list: &str, fsname: String) -> Result<MountOptions, Refusal> {
             "atime" | "relatime" => options.atime = true,
             "default_permissions" | "defaults" | "auto" | "noauto" | "user" | "_netdev" | "nofail" => {}
             _ if option.starts_with("x-") => {}
+            "remount" => {
+                return Err(Refusal::NotYet(
+                    "-o remount: not yet; unmount and mount anew, or change only kernel flags: mount -i -o remount,...".into(),
+                ));
+            }
             _ => match option.split_once('=') {
                 Some(("fsname", name)) if !name.is_empty() => options.fsname = name.into(),
                 Some(("relaxed", seconds)) => match seconds.parse::<u32>() {
@@ -252,8 +257,9 @@ mod tests {
         ] {
             assert!(is_usage(line), "{line}");
         }
-        let line = "dfs-mount --secret-file f /mnt";
-        assert!(matches!(parsed(line), Err(Refusal::NotYet(_))), "{line}");
         assert_eq!(parsed("dfs-mount -o relaxed=5 /mnt").unwrap().options.relaxed, Duration::from_secs(5));
+        for line in ["dfs-mount dfs /mnt -o rw,remount", "dfs-mount --secret-file f /mnt"] {
+            assert!(matches!(parsed(line), Err(Refusal::NotYet(_))), "{line}");
+        }
     }
 }

@@ -106,6 +106,12 @@ impl Fs {
         self.drain(now);
     }
 
+    /// Whoever waits for the answer to the request of that token has been interrupted; one that waits for a lock is answered soon.
+    pub fn on_interrupt(&mut self, now: Time, token: u64) {
+        self.translator.on_interrupt(token);
+        self.drain(now);
+    }
+
     /// The kernel forgot an inode.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) {
         if self.translator.on_forget(ino, count) {
@@ -158,12 +164,19 @@ impl Fs {
         self.drain(now);
     }
 
+    /// The kernel does not have the inode that a notice is about. It comes again while the kernel should have it.
+    pub fn on_notice_missed(&mut self, now: Time, id: u64) {
+        self.keeper.on_missed(now, id);
+        self.drain(now);
+    }
+
     /// A deadline has passed.
     pub fn on_deadline(&mut self, now: Time) {
         if self.core.next_deadline() <= now {
             self.core.on_deadline(now);
         }
-        self.keeper.on_deadline(now);
+        let translator = &self.translator;
+        self.keeper.on_deadline(now, |ino| translator.known(ino));
         self.drain(now);
     }
 
@@ -208,6 +221,7 @@ impl Fs {
                         let known = |ino| translator.known(ino);
                         leased(&self.core, now, |lease| self.keeper.on_reply(now, token, reply, known, lease));
                     }
+                    Effect::Interrupt { step } => self.core.interrupt(now, step),
                 }
             }
             let mut quiet = true;
@@ -279,6 +293,7 @@ impl Fs {
         for link in std::mem::take(&mut self.links) {
             self.outputs.push_back(FsOutput::Link(LinkAction::Close { link }));
         }
+        self.translator.on_locks_lost(|ino, kind, key| self.core.holds_lock(ino, kind, key));
         self.sessions_lost += 1;
         self.config.session = SessionId(self.random.next_id());
         self.core = client::Core::new(self.config.clone(), now, self.random.next());

@@ -11,6 +11,8 @@
 //!   epoch of its question, but a listing with attributes that of its answer, so an epoch does not reach a listing that is being taken.
 //! - A cached read asks for attributes first if theirs have ended, and drops all pages if size or mtime have changed. Hence pages that are suspect
 //!   do no harm while attributes have no lifetime and their GETATTR is not answered. Replies of other kinds may go: they only do not count.
+//! - What is said about an inode that the kernel does not have is lost on it; so it is said again until the reply that brings it, or the
+//!   FORGET that tells of its end, has arrived.
 //! - An open without FOPEN_KEEP_CACHE drops the pages, some time after its reply.
 //! - A link target never changes and numbers are never reused, so targets may be cached for ever.
 
@@ -333,6 +335,11 @@ impl Keeper {
         self.pump(now);
     }
 
+    /// The kernel does not have the inode of that notice.
+    pub fn on_missed(&mut self, now: Time, id: u64) {
+        self.recalls.on_missed(now, id);
+    }
+
     /// The kernel forgot an inode for good.
     pub fn on_forget(&mut self, ino: InodeId) {
         self.pages.forget(ino);
@@ -348,7 +355,8 @@ impl Keeper {
     }
 
     /// Something is due.
-    pub fn on_deadline(&mut self, now: Time) {
+    pub fn on_deadline(&mut self, now: Time, known: impl Fn(InodeId) -> u64) {
+        self.recalls.retry(now, self.pages.newest_doubt(), |ino| known(ino) > 0);
         self.recalls.on_deadline(now, self.pages.newest_doubt());
         while let Some(&(at, ino)) = self.sweeps.first()
             && at <= now

@@ -6,7 +6,6 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use dfs::client::driver::Handle;
@@ -17,9 +16,6 @@ use crate::server::Input;
 
 /// Threads for notices that may block, so that one that does not return holds up no others.
 const BLOCKING_THREADS: usize = 4;
-/// An inode that was told just now may not have arrived where the kernel looks for it: tried again so often, after so long.
-const ATTEMPTS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(1);
 
 const INVAL_INODE: i32 = 2;
 const INVAL_ENTRY: i32 = 3;
@@ -42,8 +38,8 @@ impl Notifier {
             let (device, server) = (device.clone(), server.clone());
             std::thread::Builder::new().name(name.into()).spawn(move || {
                 for (id, notice) in notices {
-                    carry(&device, &notice);
-                    if server.send_waiting(Input::Notified(id)).is_err() {
+                    let told = if carry(&device, &notice) { Input::Notified(id) } else { Input::Missed(id) };
+                    if server.send_waiting(told).is_err() {
                         return;
                     }
                 }
@@ -67,30 +63,29 @@ impl Notifier {
     }
 }
 
-fn carry(device: &std::fs::File, notice: &KernelNotice) {
-    let (code, body, attempts) = match notice {
-        KernelNotice::Entry { parent, name } => (INVAL_ENTRY, entry(*parent, name), 1),
-        KernelNotice::Inode { ino } => (INVAL_INODE, inode(*ino, 0), ATTEMPTS),
+/// False: the kernel does not have the inode.
+fn carry(device: &std::fs::File, notice: &KernelNotice) -> bool {
+    let (code, body) = match notice {
+        KernelNotice::Entry { parent, name } => (INVAL_ENTRY, entry(*parent, name)),
+        KernelNotice::Inode { ino } => (INVAL_INODE, inode(*ino, 0)),
         // A negative offset leaves pages, and with them their locks, alone.
-        KernelNotice::Attributes { ino } => (INVAL_INODE, inode(*ino, -1), ATTEMPTS),
-        KernelNotice::Epoch => (INC_EPOCH, Vec::new(), 1),
+        KernelNotice::Attributes { ino } => (INVAL_INODE, inode(*ino, -1)),
+        KernelNotice::Epoch => (INC_EPOCH, Vec::new()),
     };
     let mut message = Vec::with_capacity(16 + body.len());
     message.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
     message.extend_from_slice(&code.to_ne_bytes());
     message.extend_from_slice(&0u64.to_ne_bytes());
     message.extend_from_slice(&body);
-    for _ in 0..attempts {
-        match (&mut &*device).write(&message) {
-            Ok(_) => return,
-            // The kernel does not have it, or not yet.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            // Unmounted.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN | libc::ECONNABORTED)) => return,
-            Err(error) => return tracing::error!(%error, ?notice, "the kernel refuses a notice"),
-        }
-        if attempts > 1 {
-            std::thread::sleep(PAUSE);
+    match (&mut &*device).write(&message) {
+        Ok(_) => true,
+        // Of a name: it is not cached, which is as good. The directory's lock puts it behind a reply that would bring it.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => matches!(notice, KernelNotice::Entry { .. }),
+        // Unmounted.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOTCONN | libc::ECONNABORTED)) => true,
+        Err(error) => {
+            tracing::error!(%error, ?notice, "the kernel refuses a notice");
+            true
         }
     }
 }

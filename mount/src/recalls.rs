@@ -68,6 +68,8 @@ pub struct Recalls {
     by_id: BTreeMap<u64, KernelNotice>,
     jobs: BTreeMap<u64, Job>,
     deadlines: BTreeSet<(Time, u64)>,
+    /// Notices to be sent again.
+    retries: BTreeSet<(Time, u64)>,
     next_id: u64,
     outputs: VecDeque<Recalled>,
 }
@@ -81,6 +83,7 @@ impl Recalls {
             by_id: BTreeMap::new(),
             jobs: BTreeMap::new(),
             deadlines: BTreeSet::new(),
+            retries: BTreeSet::new(),
             next_id: 1,
             outputs: VecDeque::new(),
         }
@@ -123,6 +126,27 @@ impl Recalls {
     /// Whether a notice to drop that inode's pages is under way.
     pub fn is_dropping(&self, ino: InodeId) -> bool {
         self.notices.contains_key(&KernelNotice::Inode { ino })
+    }
+
+    /// The kernel does not have the inode of a notice. If it was given it, the reply or the FORGET is still on its way.
+    pub fn on_missed(&mut self, now: Time, id: u64) {
+        self.retries.insert((now + limits::NOTICE_RETRY, id));
+    }
+
+    /// Sends those again that the kernel missed. `known`: whether it was given the inode and has not forgotten it.
+    pub fn retry(&mut self, now: Time, doubt: Doubt, known: impl Fn(InodeId) -> bool) {
+        while let Some(&(at, id)) = self.retries.first()
+            && at <= now
+        {
+            self.retries.pop_first();
+            match self.by_id.get(&id) {
+                Some(KernelNotice::Inode { ino } | KernelNotice::Attributes { ino }) if known(*ino) => {
+                    let notice = self.by_id[&id].clone();
+                    self.outputs.push_back(Recalled::Notify { id, notice });
+                }
+                _ => self.on_notified(id, doubt),
+            }
+        }
     }
 
     /// A notice has returned. `doubt`: the newest by now.
@@ -169,7 +193,8 @@ impl Recalls {
 
     /// When to call [`Recalls::on_deadline`].
     pub fn next_deadline(&self) -> Time {
-        self.deadlines.first().map_or(Time::NEVER, |&(at, _)| at)
+        let [deadline, retry] = [&self.deadlines, &self.retries].map(|times| times.first().map_or(Time::NEVER, |&(at, _)| at));
+        deadline.min(retry)
     }
 
     /// The core that asked is gone: nobody is to be told.
@@ -365,5 +390,20 @@ mod tests {
         recalls.on_notified(second[0].0, doubt());
         assert!(recalls.outputs.contains(&Recalled::Release(2)));
         assert_eq!((obeyed(&mut recalls), recalls.outstanding()), (vec![7], 0));
+    }
+
+    #[test]
+    fn a_notice_about_an_inode_that_is_still_on_its_way_is_sent_again() {
+        let mut recalls = Recalls::new(true);
+        recalls.begin(Time(1), 7, doubt(), vec![INO], None, Names::default());
+        let first = sent(&mut recalls);
+        recalls.on_missed(Time(1), first[0].0);
+        assert!(obeyed(&mut recalls).is_empty());
+        let at = recalls.next_deadline();
+        recalls.retry(at, doubt(), |_| true);
+        assert_eq!(sent(&mut recalls), first);
+        recalls.on_missed(at, first[0].0);
+        recalls.retry(recalls.next_deadline(), doubt(), |_| false);
+        assert_eq!((obeyed(&mut recalls), recalls.outstanding()), (vec![7], 0), "the kernel has dropped it");
     }
 }

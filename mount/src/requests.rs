@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use dfs::locks::{LockMode, LockRange};
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, InodeId};
-use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, Space};
+use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, SetLock, Space};
 
 /// Who asks, as the kernel tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,6 +130,24 @@ pub enum Request {
     Release {
         handle: Handle,
     },
+    /// close(2) of a descriptor by the process that the kernel calls `owner`.
+    Flush {
+        ino: InodeId,
+        handle: Handle,
+        owner: u64,
+    },
+    SetLock {
+        ino: InodeId,
+        handle: Handle,
+        lock: SetLock,
+    },
+    /// F_GETLK; without a mode, about the owner's own locks.
+    TestLock {
+        ino: InodeId,
+        key: u64,
+        range: LockRange,
+        mode: Option<LockMode>,
+    },
     OpenDirectory {
         ino: InodeId,
     },
@@ -160,6 +179,8 @@ pub enum Reply {
     Written(u32),
     Listing(Listing),
     Space(Space),
+    /// TestLock: range, mode and process of the lock that was found.
+    Lock(Option<(LockRange, LockMode, u32)>),
 }
 
 /// What the kernel may keep of a reply without asking again. Nothing by default.

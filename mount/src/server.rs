@@ -2,7 +2,7 @@
 //!
 //! A [`Machine`] for the client driver. Replies are sent from here, so no other thread ever waits for the network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crossbeam_channel::Sender;
 use dfs::client::{self, driver::Machine};
@@ -11,11 +11,13 @@ use dfs::net::clock;
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::InodeId;
+use dfs::wire::namespace::LockWait;
 
 use crate::fs::{Fs, FsOutput};
 use crate::fuse::{Permit, Slot};
 use crate::notifier::Notifier;
-use crate::requests::{Context, Keep, Reply, Request};
+use crate::requests::{Context, Keep, Reply, Request, Request as Asked};
+use crate::waiters::Watch;
 
 /// Result of one of the mount process's own calls.
 pub type OwnResult = Result<client::Reply, Status>;
@@ -29,6 +31,8 @@ pub enum Input {
         slot: Slot,
         permit: Permit,
     },
+    /// A signal is pending for whoever waits for the answer to that token.
+    Interrupt(u64),
     /// The kernel forgot inodes.
     Forget(Vec<(InodeId, u64)>),
     /// What the kernel can do, and the way to tell it something.
@@ -36,6 +40,8 @@ pub enum Input {
     Notifier(Notifier),
     /// The kernel took that notice.
     Notified(u64),
+    /// It does not have the inode of that notice.
+    Missed(u64),
     /// Log what was asked and sent so far.
     Report,
     /// A call of the mount process itself; the result goes to the channel, which must have room.
@@ -43,6 +49,8 @@ pub enum Input {
         call: client::Call,
         answer: Sender<OwnResult>,
     },
+    /// Who looks for signals to those that wait.
+    Watch(Watch),
     /// End the loop thread.
     Stop,
 }
@@ -57,6 +65,10 @@ pub struct Server {
     counts: BTreeMap<&'static str, u64>,
     next_token: u64,
     stopped: bool,
+    /// Looks after those that wait for locks, once there is a way back from it.
+    watch: Option<Watch>,
+    /// Requests that are being watched.
+    watched: BTreeSet<u64>,
     /// Never used: that it is dropped tells the main thread that this one has ended, whatever the reason.
     _alive: Sender<()>,
 }
@@ -72,6 +84,8 @@ impl Server {
             counts: BTreeMap::new(),
             next_token: 1,
             stopped: false,
+            watch: None,
+            watched: BTreeSet::new(),
             _alive: alive,
         }
     }
@@ -83,6 +97,9 @@ impl Server {
     }
 
     fn on_reply(&mut self, token: u64, reply: &Reply, keep: &Keep) {
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.watched.remove(&token)) {
+            watch.remove(token);
+        }
         let (slot, _permit) = self.slots.remove(&token).expect("every request is answered once, and only while its slot waits");
         let taken = slot.send(reply, keep);
         if let Reply::Listing(listing) = reply {
@@ -128,12 +145,21 @@ impl Machine for Server {
                 let token = self.token();
                 *self.counts.entry(kind(&request)).or_default() += 1;
                 self.slots.insert(token, (slot, permit));
+                if let (Some(watch), Asked::SetLock { lock, .. }) = (&self.watch, &request)
+                    && lock.wait != LockWait::Never
+                {
+                    self.watched.insert(token);
+                    watch.add(token, context.pid);
+                }
                 self.fs.on_request(now, token, context, request);
             }
             Input::Epoch(epoch) => self.fs.set_epoch(epoch),
             Input::Notifier(notifier) => self.notifier = Some(notifier),
             Input::Notified(id) => self.fs.on_notified(now, id),
+            Input::Missed(id) => self.fs.on_notice_missed(now, id),
             Input::Report => self.report(),
+            Input::Interrupt(token) => self.fs.on_interrupt(now, token),
+            Input::Watch(watch) => self.watch = Some(watch),
             Input::Forget(inodes) => inodes.into_iter().for_each(|(ino, count)| self.fs.on_forget(ino, count)),
             Input::Own { call, answer } => {
                 let token = self.token();

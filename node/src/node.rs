@@ -11,6 +11,7 @@ mod holds;
 mod joining;
 mod leader;
 mod leaving;
+mod locks;
 mod membership;
 mod proposals;
 mod reads;
@@ -398,6 +399,7 @@ impl Node {
                     break;
                 }
             }
+            self.wake_lock_waiters();
             self.answer_reads();
             self.pursue_gate();
             self.pursue_transfers();

@@ -45,7 +45,7 @@ impl Touched {
                 }
             }
             Op::SetAttributes { ino, .. } | Op::Write { ino, .. } | Op::Fold { ino, .. } => touched.inodes.push(*ino),
-            Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => {}
+            Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } => {}
         }
         touched
     }

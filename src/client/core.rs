@@ -24,6 +24,7 @@ use super::fetch::Fetch;
 use super::fold::FoldBook;
 use super::holds::{Holds, Said};
 use super::layout::Layouts;
+use super::locks::{LockBook, LockJob};
 use super::names::Names;
 use super::read::ReadJob;
 use super::recall::Recalls;
@@ -86,6 +87,7 @@ pub(super) enum Work {
         waits_for: BTreeSet<u64>,
     },
     EndSession,
+    Lock(Box<LockJob>),
 }
 
 /// What an answered request means for the inodes held.
@@ -170,6 +172,7 @@ pub struct Core {
     /// Operations that wait until the leader has been told that an inode is open.
     ops_held: Vec<(InodeId, u64, Op)>,
     pub(super) folds: FoldBook,
+    pub(super) locks: LockBook,
     pub(super) jobs: BTreeMap<u64, Job>,
     /// Those of the jobs that are flushes.
     flushes: BTreeSet<u64>,
@@ -222,6 +225,7 @@ impl Core {
             holds: Holds::default(),
             ops_held: Vec::new(),
             folds: FoldBook::new(),
+            locks: LockBook::default(),
             jobs: BTreeMap::new(),
             flushes: BTreeSet::new(),
             write_bytes: 0,
@@ -274,6 +278,7 @@ impl Core {
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
+            Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
         }
         self.pump(now);
     }
@@ -369,6 +374,7 @@ impl Core {
         self.changes.check_invariants();
         self.recalls.check_invariants();
         self.holds.check_invariants();
+        self.locks.check_invariants();
         assert_eq!(self.alarms.len(), self.armed.len());
         assert!(self.internal.is_empty());
         let in_flight: usize = self.uploads.values().filter(|upload| upload.started).map(|upload| upload.bytes.len()).sum();
@@ -492,7 +498,7 @@ impl Core {
     }
 
     /// Works until nothing is left to do without new input.
-    fn pump(&mut self, now: Time) {
+    pub(super) fn pump(&mut self, now: Time) {
         loop {
             if let Some(output) = self.links.poll_output() {
                 self.on_links(now, output);
@@ -537,6 +543,7 @@ impl Core {
                 self.on_stop(now);
                 self.output(Output::Event(Event::Stopping));
             }
+            LinksOutput::Noticed { notice: Notice::LockFree { ino, kind, key }, .. } => self.on_lock_free(now, (ino, kind, key)),
             LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
         }
     }
@@ -578,6 +585,7 @@ impl Core {
             Work::Read(_) => self.on_layout_answer(now, id, result),
             Work::Write(_) => self.on_commit_answer(now, id, result),
             Work::Flush { .. } => {}
+            Work::Lock(_) => self.on_lock_answer(now, id, result),
             Work::EndSession => {
                 self.finish(now, id, result.map(|_| Reply::Done));
                 self.end(now, Status::SessionGone, None);
@@ -589,6 +597,7 @@ impl Core {
         match self.jobs.get(&id).map(|job| &job.work) {
             Some(Work::Read(_)) => self.retry_read(now, id),
             Some(Work::Write(_)) => self.retry_write(now, id),
+            Some(Work::Lock(_)) => self.on_lock_alarm(now, id),
             _ => {}
         }
     }

@@ -16,6 +16,7 @@ mod fold;
 mod holds;
 mod layout;
 mod local;
+mod locks;
 mod names;
 mod read;
 mod recall;
@@ -37,7 +38,7 @@ use crate::link::LinkAction;
 use crate::status::Status;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, SessionId};
 use crate::wire::message::StatusReport;
-use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, WriteAt};
+use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, WriteAt};
 
 pub use self::api::{Client, Error, Options};
 pub use self::core::Core;
@@ -130,6 +131,11 @@ pub enum Call {
     EndSession,
     /// Stops the whole cluster.
     Shutdown,
+    /// Takes, converts or gives up a lock. `WouldBlock` if it is not free; waits for it without a deadline if told to.
+    Lock {
+        ino: InodeId,
+        lock: SetLock,
+    },
 }
 
 /// What a call answered.

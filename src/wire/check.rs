@@ -53,6 +53,7 @@ pub fn op(op: &Op) -> Result<(), Status> {
             timestamp(&behind.written)
         }
         Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
+        Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
     }
 }
 
@@ -98,6 +99,7 @@ fn query(query: &Query) -> Result<(), Status> {
             require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
             self::rights(rights)
         }
+        Query::TestLock { range, .. } | Query::LeaveLockQueue { range, .. } => require(range.is_well_formed()),
     }
 }
 
@@ -144,7 +146,7 @@ fn notice(notice: &Notice) -> Result<(), Status> {
                 Recall::Name { name, .. } => self::name(name),
             })
         }
-        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::SpaceShort | Notice::Stop => Ok(()),
+        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::SpaceShort | Notice::Stop | Notice::LockFree { .. } => Ok(()),
     }
 }
 
@@ -167,6 +169,7 @@ fn answer(answer: &Answer) -> Result<(), Status> {
             chunks.iter().try_for_each(place)
         }
         Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
+        Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
     }
 }
 

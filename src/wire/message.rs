@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_map::{ClusterMap, Member};
 use crate::link::Lane;
+use crate::locks::LockKind;
 use crate::status::Status;
 use crate::time::Time;
 use crate::types::{
@@ -223,6 +224,8 @@ pub enum Notice {
     Map(ClusterMap),
     /// The cluster stops now.
     Stop,
+    /// Leader to a client: a lock that this owner waits for may be free, ask again. At best effort: clients ask by themselves now and then.
+    LockFree { ino: InodeId, kind: LockKind, key: u64 },
 }
 
 /// Kinds of Raft messages that peers may send each other; anything else is refused by having no form here.

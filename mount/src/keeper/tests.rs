@@ -196,7 +196,7 @@ fn no_attributes_are_told_while_pages_are_suspect() {
     script.invalidate(7, Invalidation::Inode { ino: INO });
     let (blocked, _) = script.notice();
     script.now = script.now + limits::RECALL_PATIENCE;
-    script.with(|keeper, now, _| keeper.on_deadline(now));
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
     let (id, notice) = script.notice();
     assert_eq!(notice, KernelNotice::Attributes { ino: INO });
     script.notified(id);
@@ -228,7 +228,7 @@ fn a_held_reply_ends_at_its_deadline() {
     let token = script.ask(&Request::GetAttributes { ino: INO });
     script.answer(token, Reply::Attributes(attributes(1)));
     script.now = script.now + Duration::from_secs(10);
-    script.with(|keeper, now, _| keeper.on_deadline(now));
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
     let reply = Reply::Error(Status::TimedOut);
     assert_eq!(script.poll(), Some(Kept::Reply { token, reply, keep: Keep::default() }));
     script.notified(id);
@@ -400,7 +400,7 @@ fn a_lost_session_leaves_no_jobs_and_nothing_to_trust() {
     script.notified(id);
     script.quiet();
     script.now = script.keeper.next_deadline();
-    script.with(|keeper, now, _| keeper.on_deadline(now));
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
     let (id, notice) = script.notice();
     assert_eq!(notice, KernelNotice::Inode { ino: INO });
     script.notified(id);
@@ -444,6 +444,6 @@ fn notices_do_not_wait_in_the_kernel_for_requests_that_are_under_way() {
     script.answer(stat, Reply::Attributes(attributes(2)));
     script.quiet();
     script.now = script.keeper.next_deadline();
-    script.with(|keeper, now, _| keeper.on_deadline(now));
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
     assert!(matches!(script.notice(), (_, KernelNotice::Inode { .. })));
 }

@@ -61,6 +61,8 @@ pub enum Command {
     Lost { node: NodeId, items: Vec<(ChunkHash, Instance)> },
     /// A new leader's first entry.
     Noop,
+    /// Frees a bounded part of the locks that an ended session left.
+    DropLocks { session: SessionId },
 }
 
 /// What applying an entry makes necessary outside the namespace. Only the leader acts; others discard.
@@ -78,4 +80,6 @@ pub enum Effect {
     Orphaned(InodeId),
     /// A truncation left slots to be trimmed.
     Cut(InodeId),
+    /// Locks of the inode were given up.
+    Unlocked(InodeId),
 }

@@ -295,6 +295,7 @@ impl Namespace {
             }
             self.store.put(super::store::Key::Inode(ino), None);
             self.store.put_writer(ino, None);
+            self.store.put_locks(ino, None);
             visits += 1;
             if visits >= limits::COMMAND_VISITS_MAX {
                 break;

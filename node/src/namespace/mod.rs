@@ -13,6 +13,7 @@ mod directory;
 mod extents;
 mod inode;
 mod invariants;
+mod locks;
 mod query;
 mod session;
 mod snapshot;
@@ -33,6 +34,8 @@ use dfs::types::{InodeId, NodeId, ROOT, SessionId, Timestamp};
 use dfs::wire::codec;
 use dfs::wire::namespace::{NewKind, Op, Replied};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use locks::owner_of;
 
 pub use command::{Command, Effect, LogEntry, SpaceLimits};
 pub use session::{Session, SessionState};
@@ -129,6 +132,10 @@ impl Namespace {
                 Ok(Replied::Done)
             }
             Command::Noop => Ok(Replied::Done),
+            Command::DropLocks { session } => {
+                self.drop_locks(*session);
+                Ok(Replied::Done)
+            }
         }
     }
 
@@ -159,6 +166,7 @@ impl Namespace {
             Op::Acquire { ino } => self.acquire(session, *ino),
             Op::Yield { ino } => self.yield_writer(session, *ino),
             Op::Reserve { bytes } => self.reserve(session, *bytes),
+            Op::SetLock { ino, lock } => self.set_lock(session, *ino, lock),
         }
     }
 

@@ -24,7 +24,7 @@ struct Layout {
 }
 
 impl Namespace {
-    /// Answers a query. `Hold`, `Release`, `Reclaim` and `Space` need what only the node knows: `NotSupported` here.
+    /// Answers a query. Those that need what only the node knows, or who asks, are answered elsewhere: `NotSupported` here.
     pub fn query(&self, query: &Query) -> Result<Answer, Status> {
         match query {
             Query::Lookup { parent, name } => match self.lookup(*parent, name) {
@@ -49,6 +49,7 @@ impl Namespace {
             Query::ReadDirectory { ino, after, limit } => self.read_directory(*ino, *after, *limit),
             Query::Extents { ino, range, known } => self.extents(*ino, *range, *known),
             Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
+            Query::TestLock { .. } | Query::LeaveLockQueue { .. } => Err(Status::NotSupported),
         }
     }
 

@@ -71,6 +71,7 @@ impl Outcome {
             Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
             Ok(Replied::Acquired { granted, attributes }) => with_attributes(digest.word(5).word(u64::from(*granted)), attributes),
             Ok(Replied::Reserved { bytes }) => digest.word(6).word(*bytes).end(),
+            Ok(Replied::Lock(grant)) => digest.word(7).word(*grant as u64).end(),
         }
     }
 }
@@ -135,6 +136,7 @@ impl Namespace {
         }
         self.free_writers(id);
         self.store.put_session(id, None);
+        self.drop_locks(id);
         if self.header.ended_sessions.len() >= limits::ENDED_IDS_MAX {
             self.header.ended_sessions.pop_front();
         }

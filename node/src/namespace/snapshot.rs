@@ -3,6 +3,7 @@
 //! Taken while commands go on being applied: the store keeps the old state of what changes before it is sent.
 
 use dfs::limits;
+use dfs::locks::LockTable;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
 use dfs::wire::codec;
@@ -34,6 +35,7 @@ enum Row {
     Writer(InodeId, SessionId),
     /// The state hash that all rows together must give.
     End(u64),
+    Locks(InodeId, Box<LockTable>),
 }
 
 /// A snapshot on its way out.
@@ -70,6 +72,7 @@ fn row_of(key: Key, record: Record) -> Row {
         (Key::Session(id), Record::Session(session)) => Row::Session(id, session),
         (Key::Outcome(id, number), Record::Outcome(outcome)) => Row::Outcome(id, number, outcome),
         (Key::Writer(ino), Record::Writer(session)) => Row::Writer(ino, session),
+        (Key::Locks(ino), Record::Locks(table)) => Row::Locks(ino, table),
         _ => unreachable!("a record under a key of another table"),
     }
 }
@@ -179,6 +182,8 @@ impl SnapshotLoader {
             Row::Outcome(id, number, outcome) => store.put(Key::Outcome(id, number), Some(Record::Outcome(outcome))),
             Row::Writer(ino, session) => store.put_writer(ino, Some(session)),
             Row::End(hash) => self.end = Some(hash),
+            Row::Locks(_, table) if !table.is_well_formed() => return Err(Status::Malformed),
+            Row::Locks(ino, table) => store.put(Key::Locks(ino), Some(Record::Locks(table))),
         }
         Ok(())
     }

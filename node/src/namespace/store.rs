@@ -8,12 +8,14 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use dfs::capacity::chunk_charge;
+use dfs::locks::LockTable;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
 
 use super::chunks::ChunkRecord;
 use super::digest::Digest;
 use super::extents::Slot;
 use super::inode::Inode;
+use super::locks::LockIndex;
 use super::session::{Outcome, Session};
 
 /// The bytes of a name, shared by the entry and the index by cookie.
@@ -29,6 +31,7 @@ pub(super) enum Key {
     Session(SessionId),
     Outcome(SessionId, u64),
     Writer(InodeId),
+    Locks(InodeId),
 }
 
 /// A record of any table.
@@ -42,6 +45,8 @@ pub(super) enum Record {
     Outcome(Box<Outcome>),
     /// The session that has the `WRITE` right on the file.
     Writer(SessionId),
+    /// Never an empty table.
+    Locks(Box<LockTable>),
 }
 
 /// A name in a directory.
@@ -92,6 +97,7 @@ pub(super) struct Store {
     sessions: BTreeMap<SessionId, Session>,
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
     writers: BTreeMap<InodeId, SessionId>,
+    locks: BTreeMap<InodeId, Box<LockTable>>,
     /// Derived: names by cookie.
     cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
     /// Derived: inodes without a name.
@@ -100,6 +106,8 @@ pub(super) struct Store {
     cuts: BTreeSet<InodeId>,
     /// Derived: what each session may write alone.
     written: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// Derived: where each session has locks.
+    lock_index: LockIndex,
     usage: Usage,
     /// Sum of the digests of all records.
     hash: u64,
@@ -120,6 +128,7 @@ impl Record {
             (Key::Session(id), Record::Session(session)) => session.digest(*id),
             (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
             (Key::Writer(ino), Record::Writer(session)) => Digest::new(9).word(ino.0).word(session.0).end(),
+            (Key::Locks(ino), Record::Locks(table)) => super::locks::digest(*ino, table),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -134,6 +143,7 @@ impl Record {
             (_, Record::Session(session)) => session.weight(),
             (_, Record::Outcome(_)) => 256,
             (_, Record::Writer(_)) => 96,
+            (_, Record::Locks(table)) => super::locks::weight(table),
             (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
         }
     }
@@ -252,6 +262,13 @@ impl Store {
                 self.unindex_writer(ino, old);
                 old.map(Record::Writer)
             }
+            (Key::Locks(ino), record) => {
+                let table = record.map(|record| if let Record::Locks(table) = record { table } else { unreachable!("no locks") });
+                self.lock_index.add(ino, table.as_deref());
+                let old = if let Some(table) = table { self.locks.insert(ino, table) } else { self.locks.remove(&ino) };
+                self.lock_index.subtract(ino, old.as_deref());
+                old.map(Record::Locks)
+            }
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -305,6 +322,14 @@ impl Store {
 
     pub fn put_writer(&mut self, ino: InodeId, session: Option<SessionId>) {
         self.put(Key::Writer(ino), session.map(Record::Writer));
+    }
+
+    /// An empty table is none.
+    pub fn put_locks(&mut self, ino: InodeId, table: Option<LockTable>) {
+        let table = table.filter(|table| !table.is_empty());
+        if table.is_some() || self.locks.contains_key(&ino) {
+            self.put(Key::Locks(ino), table.map(|table| Record::Locks(Box::new(table))));
+        }
     }
 }
 
@@ -377,6 +402,14 @@ impl Store {
         self.written.get(&session)
     }
 
+    pub fn locks(&self, ino: InodeId) -> Option<&LockTable> {
+        self.locks.get(&ino).map(|table| &**table)
+    }
+
+    pub fn lock_index(&self) -> &LockIndex {
+        &self.lock_index
+    }
+
     pub fn orphans(&self) -> impl Iterator<Item = InodeId> {
         self.orphans.iter().copied()
     }
@@ -439,8 +472,9 @@ impl Store {
             Key::Session(_) => 4,
             Key::Outcome(..) => 5,
             Key::Writer(_) => 6,
+            Key::Locks(_) => 7,
         });
-        for table in rank..7 {
+        for table in rank..8 {
             let after = if table == rank { key.cloned() } else { None };
             let found = match (table, after) {
                 (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
@@ -455,8 +489,10 @@ impl Store {
                 (4, _) => next(&self.sessions, None).map(session_row),
                 (5, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
                 (5, _) => next(&self.outcomes, None).map(outcome_row),
-                (_, Some(Key::Writer(ino))) => next(&self.writers, Some(ino)).map(writer_row),
-                (_, _) => next(&self.writers, None).map(writer_row),
+                (6, Some(Key::Writer(ino))) => next(&self.writers, Some(ino)).map(writer_row),
+                (6, _) => next(&self.writers, None).map(writer_row),
+                (_, Some(Key::Locks(ino))) => next(&self.locks, Some(ino)).map(locks_row),
+                (_, _) => next(&self.locks, None).map(locks_row),
             };
             if found.is_some() {
                 return found;
@@ -497,6 +533,11 @@ fn writer_row((ino, session): (&InodeId, &SessionId)) -> (Key, Record) {
     (Key::Writer(*ino), Record::Writer(*session))
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
+fn locks_row((ino, table): (&InodeId, &Box<LockTable>)) -> (Key, Record) {
+    (Key::Locks(*ino), Record::Locks(table.clone()))
+}
+
 /// Checks that cost a walk over everything.
 impl Store {
     /// Every record, in key order.
@@ -510,12 +551,14 @@ impl Store {
             .chain(self.sessions.iter().map(session_row))
             .chain(self.outcomes.iter().map(outcome_row))
             .chain(self.writers.iter().map(writer_row))
+            .chain(self.locks.iter().map(locks_row))
     }
 
     /// What the door keeps equals what the records say.
     pub fn check_invariants(&self) {
         let (mut usage, mut hash) = (Usage::default(), 0u64);
         let (mut orphans, mut cuts, mut cookies) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let mut lock_index = LockIndex::default();
         for (key, record) in self.records() {
             usage.add(record.usage(&key));
             hash = hash.wrapping_add(record.digest(&key));
@@ -531,6 +574,11 @@ impl Store {
                 (Key::Entry(directory, name), Record::Entry(entry)) => {
                     assert!(cookies.insert((directory, entry.cookie), name).is_none(), "a cookie names two entries");
                 }
+                (Key::Locks(ino), Record::Locks(table)) => {
+                    assert!(table.is_well_formed() && !table.is_empty() && table.len() <= dfs::limits::LOCKS_PER_INODE_MAX);
+                    assert!(self.inodes.contains_key(&ino), "locks go with their inode");
+                    lock_index.add(ino, Some(&table));
+                }
                 _ => {}
             }
         }
@@ -538,6 +586,7 @@ impl Store {
         assert_eq!(hash, self.hash, "state hash as kept at the door");
         assert_eq!(orphans, self.orphans, "index of orphans");
         assert_eq!(cuts, self.cuts, "index of cuts");
+        assert_eq!(lock_index, self.lock_index, "index of locks");
         assert_eq!(cookies, self.cookies, "index of cookies");
         let mut written: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
         for (&ino, &session) in &self.writers {

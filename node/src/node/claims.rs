@@ -28,7 +28,7 @@ pub(super) struct Claim {
 pub(super) fn is_free(op: &Op) -> bool {
     // A fold moves bytes and leaves them: who reads by an older layout finds them for a while, and then asks anew. Bytes written behind
     // are refused unless nobody else has any right.
-    matches!(op, Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::Write { behind: Some(_), .. })
+    matches!(op, Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } | Op::Write { behind: Some(_), .. })
 }
 
 /// The names that an operation makes, takes or moves, sorted, each once.
@@ -76,7 +76,7 @@ pub(super) fn claim(namespace: &Namespace, op: &Op) -> Claim {
             claim.change(*ino, Rights::NONE);
             claim.acquires = Some(*ino);
         }
-        Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } => {}
+        Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } => {}
     }
     claim
 }

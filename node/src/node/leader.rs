@@ -13,6 +13,7 @@ use dfs::wire::message::Request;
 
 use super::gate::Gate;
 use super::holds::Holds;
+use super::locks::LockQueues;
 use super::membership::{self, Standing};
 use super::rights::RightsTable;
 use super::sessions::Leases;
@@ -49,6 +50,7 @@ pub(super) enum Duty {
     Revive(SessionId),
     Progress(SessionId),
     Trim,
+    DropLocks(SessionId),
 }
 
 /// Deletions that wait for readers on their way, by time; the number keeps equal times apart.
@@ -83,6 +85,7 @@ pub(super) struct Leading {
     pub(super) holds: Holds,
     pub(super) rights: RightsTable,
     pub(super) gate: Gate,
+    pub(super) locks: LockQueues,
     /// Duties under way, until when.
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
@@ -107,6 +110,7 @@ impl Leading {
             holds: Holds::default(),
             rights: RightsTable::default(),
             gate: Gate::default(),
+            locks: LockQueues::default(),
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
             spared: BTreeMap::new(),
@@ -237,6 +241,7 @@ impl Leading {
         self.holds.check_invariants();
         self.rights.check_invariants();
         self.gate.check_invariants();
+        self.locks.check_invariants();
         assert!(self.deletions.len() <= limits::DELETIONS_MAX && self.spared.len() <= limits::SPARED_MAX);
         assert!(self.contacts.len() <= limits::NODES_MAX);
     }
@@ -288,6 +293,7 @@ impl Node {
             self.pursue_contacts();
             self.pursue_configuration();
             self.pursue_sessions();
+            self.pursue_locks();
             self.pursue_orphans();
             self.pursue_recalls();
         }
@@ -460,8 +466,10 @@ impl Node {
                 leading.holds.end(session);
                 leading.rights.end(session);
                 leading.gate.end(now, session);
+                leading.locks.on_session_ended(session);
                 leading.wake(now);
             }
+            Effect::Unlocked(ino) => leading.locks.on_changed(ino),
             Effect::Orphaned(ino) if roomy => leading.spare(now, ino),
             Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
         }

@@ -76,6 +76,7 @@ fn duty(command: &Command) -> Option<Duty> {
         Command::OpenSession { session, .. } => Some(Duty::Revive(*session)),
         Command::Progress { session, .. } => Some(Duty::Progress(*session)),
         Command::Trim { .. } => Some(Duty::Trim),
+        Command::DropLocks { session } => Some(Duty::DropLocks(*session)),
         _ => None,
     }
 }
@@ -147,6 +148,9 @@ impl Node {
                 leading.wake(self.now);
             }
             hold_created(leading, &entry.command, &result);
+        }
+        if let Command::Request { session, op, .. } = &entry.command {
+            self.on_lock_applied(*session, op, &result);
         }
         for effect in self.namespace.drain_effects() {
             self.on_effect(effect);

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use dfs::limits;
+use dfs::locks::LockOwner;
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId};
@@ -125,6 +126,9 @@ impl Node {
                 Ok(Answer::Done)
             }
             Query::Space => Ok(Answer::Space(self.space())),
+            Query::TestLock { ino, kind, key, range, mode } => {
+                self.namespace.test_lock(*ino, LockOwner { kind: *kind, session, key: *key }, *range, *mode)
+            }
             query => self.namespace.query(query),
         }
     }

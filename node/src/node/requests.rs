@@ -10,6 +10,7 @@ use dfs::placement;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId};
 use dfs::wire::message::{Body, Notice, RaftKind, Request, Response};
+use dfs::wire::namespace::{Op, Query};
 use dfs::{cluster_map::Member, limits};
 
 use super::joining::Stage;
@@ -62,7 +63,17 @@ impl Node {
                 if let Some(leading) = self.leading.as_mut().filter(|leading| !leading.gate.is_stalled(now, session)) {
                     leading.leases.heard_if_known(now, session);
                 }
+                if let Op::SetLock { ino, lock } = &op
+                    && !self.admit_lock(asker, session, *ino, lock)
+                {
+                    return;
+                }
                 self.admit(asker, Command::Request { session, number, answered_below, uploads_from, op });
+            }
+            // At once: what the client asks next must find the queue without it.
+            Request::Query(Query::LeaveLockQueue { ino, kind, key, range }) => {
+                self.leave_lock_queue(session, ino, kind, key, range);
+                self.answer(asker, Ok(Response::Done), Bytes::new());
             }
             Request::Query(query) => self.read_for(asker, Read::Query { session, query }),
             Request::Recalled { term, number } => {
@@ -216,7 +227,7 @@ impl Node {
             Notice::SnapshotProgress { id, next } => self.transfers.on_progress(now, from, id, next),
             Notice::Map(map) => self.adopt_map(&map),
             Notice::Stop if self.map.is_living(from) => self.stop_soon("the cluster was shut down"),
-            Notice::Stop | Notice::Recall { .. } | Notice::SpaceShort => {}
+            Notice::Stop | Notice::Recall { .. } | Notice::SpaceShort | Notice::LockFree { .. } => {}
         }
     }
 }
