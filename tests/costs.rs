@@ -9,7 +9,7 @@ use dfs::client::{Call, Counters, Located, Reply};
 use dfs::limits;
 use dfs::placement;
 use dfs::random::Random;
-use dfs::types::{ByteRange, ChunkHash, InodeId, NodeId, ROOT};
+use dfs::types::{ByteRange, ChunkHash, Cookie, InodeId, NodeId, ROOT};
 use dfs::wire::namespace::{ChunkPlace, NewKind, Op, Query, Replied, Source, WriteAt};
 use dfs_node::node::{Node, Start};
 
@@ -45,6 +45,25 @@ impl Cluster {
         let client = self.run.start_client(self.clients);
         self.run.run_for(3 * SECOND);
         client
+    }
+
+    /// The same, with caches.
+    fn caching_client(&mut self) -> Pid {
+        self.run.world.caches = true;
+        let client = self.client();
+        self.run.world.caches = false;
+        client
+    }
+
+    /// What the calls cost in requests (control, bulk).
+    fn cost(&mut self, client: Pid, calls: &[Call]) -> (u64, u64) {
+        let before = self.counters(client);
+        for call in calls {
+            if let Err(status) = self.run.call(client, call.clone()) {
+                assert_eq!(status, dfs::status::Status::NotFound, "{call:?}");
+            }
+        }
+        self.since(client, before)
     }
 
     fn try_call(&mut self, client: Pid, call: Call) -> Reply {
@@ -180,6 +199,103 @@ fn reading_again_costs_one_control_request() {
     assert_eq!(cluster.sent(reader, "Query"), query);
     assert!(query.bytes - sent.bytes < 128, "a question of {} bytes", query.bytes - sent.bytes);
     assert_eq!(cluster.sent_by_all("Bytes"), answers);
+}
+
+/// What `ls -l`, `stat`, `open`, reading and closing ask for.
+fn looks(ino: InodeId, text: &str) -> Vec<Call> {
+    let query = |query| Call::Query(query);
+    vec![
+        query(Query::ReadDirectory { ino: ROOT, after: Cookie(0), limit: 512 }),
+        query(Query::Attributes { ino: ROOT }),
+        query(Query::Lookup { parent: ROOT, name: name(text) }),
+        query(Query::Lookup { parent: ROOT, name: name("absent") }),
+        query(Query::Attributes { ino }),
+        query(Query::Hold { ino, sequence: 1 }),
+        Call::Read { ino, range: ByteRange { offset: 0, length: 128 << 10 } },
+        Call::Read { ino, range: ByteRange { offset: 128 << 10, length: 2 << 20 } },
+        query(Query::Release { ino, sequence: 2 }),
+    ]
+}
+
+#[test]
+fn what_is_unchanged_costs_no_message_with_caches() {
+    let mut cluster = Cluster::new(11, 3);
+    let (writer, reader) = (cluster.client(), cluster.caching_client());
+    let (ino, text) = cluster.create(writer);
+    cluster.write(writer, ino, 0, &content(1, MIB));
+    cluster.close(writer, ino);
+    let looks = looks(ino, &text);
+    let first = cluster.cost(reader, &looks);
+    println!("first: {first:?}");
+    assert!(first.0 <= 4 && first.1 <= 2, "{first:?}");
+    for _ in 0..5 {
+        cluster.run.run_for(2 * SECOND);
+        assert_eq!(cluster.cost(reader, &looks), (0, 0));
+    }
+}
+
+#[test]
+fn what_a_recall_costs() {
+    let mut cluster = Cluster::new(12, 3);
+    let (writer, reader) = (cluster.client(), cluster.caching_client());
+    let (ino, text) = cluster.create(writer);
+    cluster.write(writer, ino, 0, &content(1, MIB));
+    let (other, _) = cluster.create(writer);
+    cluster.close(writer, ino);
+    let looks = looks(ino, &text);
+    cluster.cost(reader, &looks);
+    cluster.cost(reader, &[Call::Query(Query::Attributes { ino: other })]);
+    let (before, notices) = (cluster.counters(reader), cluster.sent_by_all("recall notice").frames);
+    cluster.write(writer, ino, 0, &content(2, 4096));
+    assert_eq!(cluster.since(reader, before), (1, 0), "one word that it was obeyed");
+    println!("{} notices", cluster.sent_by_all("recall notice").frames - notices);
+    assert_eq!(cluster.read(reader, ino, 0, 4096), content(2, 4096));
+    let again = cluster.cost(reader, &looks);
+    assert_eq!(again.0, 0, "the answer to the read gave the right again");
+    assert_eq!(cluster.cost(reader, &[Call::Query(Query::Attributes { ino: other })]), (0, 0), "nothing else was recalled");
+    // A name: the others stay known, the directory is listed anew.
+    let before = cluster.counters(reader);
+    cluster.try_call(writer, Call::Op(Op::Unlink { parent: ROOT, name: name(&text) }));
+    assert_eq!(cluster.since(reader, before).0, 1, "one word for the directory and the file");
+    let absent = |text: &str| Call::Query(Query::Lookup { parent: ROOT, name: name(text) });
+    assert_eq!(cluster.cost(reader, &[absent("absent"), absent("never")]), (0, 0));
+    assert_eq!(cluster.cost(reader, &[absent(&text), absent(&text)]), (1, 0));
+}
+
+#[test]
+fn what_own_work_costs_with_caches() {
+    let mut cluster = Cluster::new(13, 3);
+    let client = cluster.caching_client();
+    let make = Op::Create {
+        parent: ROOT,
+        name: name("directory"),
+        kind: NewKind::Directory,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        exclusive: true,
+        hold: false,
+        write: false,
+    };
+    let Reply::Replied(Replied::Entry { attributes, .. }) = cluster.try_call(client, Call::Op(make)) else { panic!() };
+    let directory = attributes.ino;
+    let lookup = Call::Query(Query::Lookup { parent: directory, name: name("file") });
+    assert_eq!(cluster.cost(client, &[lookup.clone()]), (0, 0), "a new directory is empty");
+    let before = cluster.counters(client);
+    let kind = NewKind::File;
+    let op =
+        Op::Create { parent: directory, name: name("file"), kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: true, write: false };
+    let Reply::Replied(Replied::Entry { attributes, .. }) = cluster.try_call(client, Call::Op(op)) else { panic!() };
+    let ino = attributes.ino;
+    cluster.write(client, ino, 0, &content(1, 4096));
+    cluster.close(client, ino);
+    assert_eq!(cluster.since(client, before), (2, 0), "create and write; closing waits until somebody wants to know");
+    assert_eq!(cluster.cost(client, &[lookup, Call::Query(Query::Attributes { ino })]), (0, 0));
+    let before = cluster.counters(client);
+    cluster.try_call(client, Call::Op(Op::Unlink { parent: directory, name: name("file") }));
+    cluster.run.run_for(SECOND);
+    assert_eq!(cluster.since(client, before), (2, 0), "unlink, and the close");
+    assert_eq!(cluster.leader().namespace().usage().inodes, 2);
 }
 
 #[test]

@@ -218,7 +218,10 @@ impl Core {
             Some(number) => self.changes.haunt(number, touched),
             None => self.changes.end(&touched),
         }
-        if let (Ok(_), Some((_, below))) = (result, number) {
+        // Only what went through the log has told all voters to refuse what came before.
+        let logged =
+            matches!(result, Ok(Response::Replied { replied, .. }) if !matches!(replied, Replied::Acquired { granted: false, .. }));
+        if let (true, Some((_, below))) = (logged, number) {
             let (laid, all) = self.changes.lay(below);
             laid.iter().for_each(|touched| self.forget_touched(touched));
             if all {

@@ -16,7 +16,6 @@ use crate::wire::namespace::{Op, Query};
 use super::asks::{Owner, Target};
 use super::core::{Core, Phase};
 use super::holds::Said;
-use super::rights::CONTENT;
 use super::{Invalidation, Output};
 
 /// Rights on their way back to the leader.
@@ -112,7 +111,8 @@ impl Core {
     /// Marks all but `keep` gone. If that leaves what is open here without protection, the leader is told; the errand waits for it.
     fn lose(&mut self, now: Time, errand: Option<u64>, ino: InodeId, keep: Rights) -> Rights {
         let lost = self.rights.revoke(ino, keep);
-        if self.rights.held(ino).intersects(CONTENT) {
+        // Whoever takes the last name recalls all rights, names of a directory included.
+        if !self.rights.held(ino).is_empty() {
             return lost;
         }
         if let Some(sequence) = self.holds.unsaid(ino) {

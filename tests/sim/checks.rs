@@ -7,6 +7,7 @@ use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId, Term};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
+use super::process::Machine;
 use super::world::World;
 
 /// Facts about the whole history of a cluster.
@@ -67,6 +68,11 @@ impl Checks {
 
     pub fn check_all_invariants(&self, world: &World) {
         world.nodes().for_each(|(_, node)| node.check_invariants());
+        world.processes.values().for_each(|process| {
+            if let Machine::Client(core) = &process.machine {
+                core.check_invariants();
+            }
+        });
     }
 }
 

@@ -86,8 +86,9 @@ impl Process {
         Process::new(pid, host, clock, Machine::Node(Box::new(node)))
     }
 
-    pub fn client(pid: Pid, host: Host, clock: Clock, now: u64, nodes: Vec<Address>, session: u64, seed: u64) -> Self {
-        let core = Core::new(Config::new(nodes, SessionId(session)), clock.local(now), seed);
+    pub fn client(pid: Pid, host: Host, clock: Clock, now: u64, config: Config, seed: u64) -> Self {
+        let session = config.session.0;
+        let core = Core::new(config, clock.local(now), seed);
         Process { session: Some(SessionId(session)), ..Process::new(pid, host, clock, Machine::Client(Box::new(core))) }
     }
 
@@ -138,7 +139,9 @@ impl Process {
         self.clock.true_time(local)
     }
 
-    pub fn poll(&mut self) -> Option<Wish> {
+    /// There are no caches above the cores here, so that each invalidation is obeyed at once.
+    pub fn poll(&mut self, now: u64) -> Option<Wish> {
+        let local = self.clock.local(now);
         match &mut self.machine {
             Machine::Node(node) => node.poll_output().map(|output| match output {
                 NodeOutput::Link(action) => Wish::Link(action),
@@ -146,12 +149,17 @@ impl Process {
                 NodeOutput::Ready { .. } => Wish::NodeReady,
                 NodeOutput::Stopped { reason } => Wish::NodeStopped(reason),
             }),
-            Machine::Client(core) => core.poll_output().map(|output| match output {
-                Output::Link(action) => Wish::Link(action),
-                Output::Done { token, result } => Wish::Done { token, result },
-                Output::Event(event) => Wish::Client(event),
-                Output::Invalidate { .. } => unreachable!("the clients here keep no caches"),
-            }),
+            Machine::Client(core) => loop {
+                return Some(match core.poll_output()? {
+                    Output::Link(action) => Wish::Link(action),
+                    Output::Done { token, result } => Wish::Done { token, result },
+                    Output::Event(event) => Wish::Client(event),
+                    Output::Invalidate { id, .. } => {
+                        core.on_invalidated(local, id);
+                        continue;
+                    }
+                });
+            },
             Machine::Mount(mount) => mount.poll(),
         }
     }

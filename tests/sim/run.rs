@@ -65,7 +65,9 @@ pub fn address(host: Host) -> Address {
 
 impl Run {
     pub fn new(plan: Plan, sabotage: Option<Sabotage>) -> Self {
-        let world = World::new(plan.seed, plan.speed.clone());
+        let mut world = World::new(plan.seed, plan.speed.clone());
+        // Sessions that keep what they have a right to, and sessions that ask each time.
+        world.caches = plan.seed % 2 == 1;
         let clients = vec![None; plan.clients];
         Run {
             plan,

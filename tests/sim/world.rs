@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dfs::client::{Call, Event as ClientEvent, Reply};
+use dfs::client::{Call, Config, Event as ClientEvent, Reply};
 use dfs::limits;
 use dfs::link::{Frame, Hello, LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
@@ -77,6 +77,8 @@ pub struct World {
     pub frames: u64,
     /// How many of four deletions come twice, the second time late.
     pub echoes: u64,
+    /// Whether clients that are started from now on keep what they have a right to.
+    pub caches: bool,
     pub log: bool,
     /// What each process sent so far, by kind.
     pub tally: BTreeMap<(Pid, &'static str), Sent>,
@@ -108,6 +110,7 @@ fn kind(body: &Body) -> &'static str {
         Body::Response(Ok(Response::Bytes { .. })) => "Bytes",
         Body::Response(_) => "other response",
         Body::Notice(Notice::Map(_)) => "map notice",
+        Body::Notice(Notice::Recall { .. }) => "recall notice",
         Body::Notice(_) => "other notice",
     }
 }
@@ -132,6 +135,7 @@ impl World {
             trace: seed,
             frames: 0,
             echoes: 1,
+            caches: false,
             log: std::env::var_os("DFS_SIM_LOG").is_some(),
             tally: BTreeMap::new(),
             lossy: None,
@@ -165,8 +169,9 @@ impl World {
 
     pub fn start_client(&mut self, host: Host, nodes: Vec<Address>) -> Pid {
         let (pid, clock, seed) = (self.take_pid(), self.clock(), self.random.next());
-        let session = self.random.next_id();
-        let process = Process::client(pid, host, clock, self.now, nodes, session, seed);
+        let session = SessionId(self.random.next_id());
+        let config = Config { caches: self.caches, ..Config::new(nodes, session) };
+        let process = Process::client(pid, host, clock, self.now, config, seed);
         self.start(process)
     }
 
@@ -387,7 +392,8 @@ impl World {
 
     /// Does what the process wants, and arranges its next wake-up.
     fn drain(&mut self, pid: Pid) {
-        while let Some(wish) = self.processes.get_mut(&pid).and_then(Process::poll) {
+        let now = self.now;
+        while let Some(wish) = self.processes.get_mut(&pid).and_then(|process| process.poll(now)) {
             self.grant(pid, wish);
         }
         self.touched.insert(pid);

@@ -5,7 +5,7 @@ use dfs::link::{Frame, Lane, LinkAction, LinkId, Role};
 use dfs::status::Status;
 use dfs::types::{InodeId, RequestNumber, Rights, SessionId, Term};
 use dfs::wire::message::{Body, Grant, Notice, Recall, Response};
-use dfs::wire::namespace::{Answer, Op, Query, Replied};
+use dfs::wire::namespace::{Answer, NewKind, Op, Query, Replied};
 
 use bytes::Bytes;
 
@@ -368,7 +368,10 @@ impl Node {
             Replied::Acquired { attributes, granted: true } => Some(attributes.ino),
             _ => None,
         };
-        grants.extend(shown.and_then(|ino| self.grant(session, ino, Rights::READ)));
+        // Who makes a directory knows all its names.
+        let made = matches!((op, replied), (Op::Create { kind: NewKind::Directory, .. }, Replied::Entry { created: true, .. }));
+        let rights = if made { Rights::READ.with(Rights::NAMES) } else { Rights::READ };
+        grants.extend(shown.and_then(|ino| self.grant(session, ino, rights)));
         grants
     }
 
