@@ -39,10 +39,17 @@ type Task = Pin<Box<dyn Future<Output = Outcome>>>;
 /// How a task ends.
 #[expect(clippy::large_enum_variant, reason = "made once a call")]
 enum Outcome {
-    Call { token: u64, result: Result<Reply, Status> },
-    Notified { id: u64 },
+    Call {
+        token: u64,
+        result: Result<Reply, Status>,
+    },
+    Notified {
+        id: u64,
+    },
     /// The kernel does not have the inode of that notice.
-    Missed { id: u64 },
+    Missed {
+        id: u64,
+    },
 }
 
 /// One mount.
