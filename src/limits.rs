@@ -327,6 +327,18 @@ pub const SPACE_ASK_TIME: Duration = Duration::from_millis(1500);
 /// Inodes whose recalls are counted at once; on others rights are given however contended.
 pub const HEATS_MAX: usize = 1 << 14;
 
+/// Lifetimes that the kernel is given, at most: of names, and of attributes.
+pub const KERNEL_NAMES_TTL: Duration = Duration::from_secs(1);
+pub const KERNEL_ATTRIBUTES_TTL: Duration = Duration::from_secs(5);
+/// A mount waits so long for the kernel to forget by way of its locks, then it uses means that take none.
+pub const RECALL_PATIENCE: Duration = Duration::from_millis(20);
+/// A notice about an inode that the kernel was given and does not have is sent again after this long.
+pub const NOTICE_RETRY: Duration = Duration::from_millis(1);
+/// Notices to the kernel that have not returned, beyond which only those are sent that take no lock.
+pub const MOUNT_NOTICES_MAX: usize = 1024;
+/// Suspect pages that nobody asks about are dropped after this long if they could not be at once: mappings would show them for ever.
+pub const SUSPECT_PAGES_MAX_AGE: Duration = Duration::from_millis(50);
+
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());

@@ -76,6 +76,8 @@ pub struct MountOptions {
     pub atime: bool,
     pub fsname: String,
     pub subtype: String,
+    /// Names and attributes may be this old, for speed; zero: every mount sees what every other one did.
+    pub relaxed: Duration,
 }
 
 /// A command line that makes sense.
@@ -155,6 +157,7 @@ fn mount_options(list: &str, fsname: String) -> Result<MountOptions, Refusal> {
         atime: true,
         fsname,
         subtype: "dfs-mount".into(),
+        relaxed: Duration::ZERO,
     };
     for option in list.split(',').map(str::trim).filter(|option| !option.is_empty()) {
         match option {
@@ -176,11 +179,12 @@ fn mount_options(list: &str, fsname: String) -> Result<MountOptions, Refusal> {
                     "-o remount: not yet; unmount and mount anew, or change only kernel flags: mount -i -o remount,...".into(),
                 ));
             }
-            _ if option == "relaxed" || option.starts_with("relaxed=") => {
-                return Err(Refusal::NotYet("-o relaxed: not yet; mounts are coherent without it".into()));
-            }
             _ => match option.split_once('=') {
                 Some(("fsname", name)) if !name.is_empty() => options.fsname = name.into(),
+                Some(("relaxed", seconds)) => match seconds.parse::<u32>() {
+                    Ok(seconds) => options.relaxed = Duration::from_secs(seconds.into()),
+                    Err(_) => return usage(format!("-o relaxed={seconds}: give whole seconds, as in relaxed=5")),
+                },
                 Some(("subtype", name)) if !name.is_empty() => options.subtype = name.into(),
                 _ => return usage(format!("unknown mount option '{option}'")),
             },
@@ -244,6 +248,8 @@ mod tests {
             "dfs-mount a:1 /mnt c",
             "dfs-mount --op-timeout 9s /mnt",
             "dfs-mount -o nonsense /mnt",
+            "dfs-mount -o relaxed /mnt",
+            "dfs-mount -o relaxed=soon /mnt",
             "dfs-mount --nodes nonsense /mnt",
             "dfs-mount --nodes a:1 b:2 /mnt",
             "dfs-mount --cache many /mnt",
@@ -251,7 +257,8 @@ mod tests {
         ] {
             assert!(is_usage(line), "{line}");
         }
-        for line in ["dfs-mount -o relaxed=5 /mnt", "dfs-mount dfs /mnt -o rw,remount", "dfs-mount --secret-file f /mnt"] {
+        assert_eq!(parsed("dfs-mount -o relaxed=5 /mnt").unwrap().options.relaxed, Duration::from_secs(5));
+        for line in ["dfs-mount dfs /mnt -o rw,remount", "dfs-mount --secret-file f /mnt"] {
             assert!(matches!(parsed(line), Err(Refusal::NotYet(_))), "{line}");
         }
     }

@@ -10,15 +10,17 @@ use dfs::random::Random;
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ClusterId, InodeId, SessionId};
+use dfs::wire::namespace::{Answer, Query};
 
-use crate::requests::{Context, Listing, Reply, Request};
+use crate::keeper::{Keeper, Kept, Lease};
+use crate::requests::{Context, Keep, Listing, Reply, Request};
 use crate::translate::{Effect, Options, Translator};
 
 /// What the file system wants done.
 #[derive(Debug)]
 pub enum FsOutput {
     /// Answer the request of that token.
-    Reply { token: u64, reply: Reply },
+    Reply { token: u64, reply: Reply, keep: Keep },
     /// A call of [`Fs::submit`] ended.
     Done { token: u64, result: Result<client::Reply, Status> },
     /// Tell the kernel; then [`Fs::on_notified`] with that number, whatever the kernel answered. It may take for ever.
@@ -30,7 +32,7 @@ pub enum FsOutput {
 }
 
 /// What the kernel is to forget.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KernelNotice {
     /// One name, there or absent. May block: the kernel takes the directory's lock.
     Entry { parent: InodeId, name: Vec<u8> },
@@ -45,6 +47,9 @@ pub enum KernelNotice {
 /// Marks calls of the mount process itself, apart from those that serve the kernel.
 const OWN: u64 = 1 << 63;
 
+/// Marks questions of the mount itself about attributes.
+const PROBE: u64 = 1 << 62;
+
 /// Links of the n-th session's core are numbered from n times this.
 const LINKS_PER_SESSION: u64 = 1 << 40;
 
@@ -52,6 +57,7 @@ const LINKS_PER_SESSION: u64 = 1 << 40;
 pub struct Fs {
     core: client::Core,
     translator: Translator,
+    keeper: Keeper,
     outputs: VecDeque<FsOutput>,
     config: client::Config,
     random: Random,
@@ -73,6 +79,7 @@ impl Fs {
         Fs {
             core,
             translator: Translator::new(options),
+            keeper: Keeper::new(options.relaxed, config.op_timeout),
             outputs: VecDeque::new(),
             config,
             random,
@@ -85,6 +92,16 @@ impl Fs {
 
     /// A request of the kernel; exactly one reply with `token` follows.
     pub fn on_request(&mut self, now: Time, token: u64, context: Context, request: Request) {
+        if let Some(ino) = leased(&self.core, now, |lease| self.keeper.wants(now, &request, lease)) {
+            // Under the right for which it is asked, the core knows the answer.
+            self.core.submit(now, PROBE, client::Call::Query(Query::Attributes { ino }));
+            self.drain(now);
+        }
+        let directory = match &request {
+            Request::ReadDirectory { handle, .. } => self.translator.directory(*handle),
+            _ => None,
+        };
+        leased(&self.core, now, |lease| self.keeper.on_request(now, token, &request, directory, lease));
         self.translator.on_request(token, context, request);
         self.drain(now);
     }
@@ -97,7 +114,14 @@ impl Fs {
 
     /// The kernel forgot an inode.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) {
-        self.translator.on_forget(ino, count);
+        if self.translator.on_forget(ino, count) {
+            self.keeper.on_forget(ino);
+        }
+    }
+
+    /// Whether the kernel knows [`KernelNotice::Epoch`]. Until this is said it is taken not to.
+    pub fn set_epoch(&mut self, epoch: bool) {
+        self.keeper.set_epoch(epoch);
     }
 
     /// The kernel took that many lines of a listing that was replied.
@@ -107,7 +131,7 @@ impl Fs {
 
     /// A call of the mount process itself (flush, end of session, ...).
     pub fn submit(&mut self, now: Time, token: u64, call: client::Call) {
-        assert!(token & OWN == 0, "the upper bit tells own calls apart");
+        assert!(token & (OWN | PROBE) == 0, "the upper bits tell own calls apart");
         self.core.submit(now, OWN | token, call);
         self.drain(now);
     }
@@ -135,19 +159,40 @@ impl Fs {
     }
 
     /// The kernel took a notice.
-    pub fn on_notified(&mut self, now: Time, _id: u64) {
+    pub fn on_notified(&mut self, now: Time, id: u64) {
+        self.keeper.on_notified(now, id);
+        self.drain(now);
+    }
+
+    /// The kernel does not have the inode that a notice is about. It comes again while the kernel should have it.
+    pub fn on_notice_missed(&mut self, now: Time, id: u64) {
+        self.keeper.on_missed(now, id);
         self.drain(now);
     }
 
     /// A deadline has passed.
     pub fn on_deadline(&mut self, now: Time) {
-        self.core.on_deadline(now);
+        if self.core.next_deadline() <= now {
+            self.core.on_deadline(now);
+        }
+        let translator = &self.translator;
+        self.keeper.on_deadline(now, |ino| translator.known(ino));
         self.drain(now);
     }
 
     /// When to call [`Fs::on_deadline`].
     pub fn next_deadline(&self) -> Time {
-        self.core.next_deadline()
+        self.core.next_deadline().min(self.keeper.next_deadline())
+    }
+
+    /// What was sent and received so far.
+    pub fn counters(&self) -> client::Counters {
+        self.core.counters()
+    }
+
+    /// Inodes of which the mount remembers what the kernel keeps of them.
+    pub fn remembered(&self) -> usize {
+        self.keeper.len()
     }
 
     /// The next output, if any.
@@ -158,6 +203,7 @@ impl Fs {
     /// Panics if the state contradicts itself; for tests and simulation.
     pub fn check_invariants(&self) {
         self.translator.check_invariants();
+        self.keeper.check_invariants();
     }
 
     /// Moves results from the core to the translator and its calls to the core, until both are quiet.
@@ -167,17 +213,43 @@ impl Fs {
                 match effect {
                     Effect::Call { step, .. } if self.foreign => self.translator.on_done(step, Err(Status::WrongCluster)),
                     Effect::Call { step, call } => self.core.submit(now, step, call),
+                    Effect::Written { token, offset, attributes } => {
+                        leased(&self.core, now, |lease| self.keeper.on_written(now, token, offset, &attributes, lease));
+                    }
+                    Effect::Reply { token, reply } => {
+                        let translator = &self.translator;
+                        let known = |ino| translator.known(ino);
+                        leased(&self.core, now, |lease| self.keeper.on_reply(now, token, reply, known, lease));
+                    }
                     Effect::Interrupt { step } => self.core.interrupt(now, step),
-                    Effect::Reply { token, reply } => self.outputs.push_back(FsOutput::Reply { token, reply }),
                 }
             }
             let mut quiet = true;
             let mut lost = false;
+            while let Some(kept) = leased(&self.core, now, |lease| self.keeper.poll(now, lease)) {
+                match kept {
+                    Kept::Reply { token, reply, keep } => self.outputs.push_back(FsOutput::Reply { token, reply, keep }),
+                    Kept::Notify { id, notice } => self.outputs.push_back(FsOutput::Notify { id, notice }),
+                    Kept::Obeyed { id } => {
+                        quiet = false;
+                        self.core.on_invalidated(now, id);
+                    }
+                }
+            }
             while let Some(output) = self.core.poll_output() {
                 quiet = false;
                 match output {
                     client::Output::Link(action) => self.on_action(action),
-                    client::Output::Invalidate { id, .. } => self.core.on_invalidated(now, id),
+                    client::Output::Invalidate { id, what } => {
+                        self.translator.on_change();
+                        let translator = &self.translator;
+                        self.keeper.on_invalidate(now, id, what, |ino| translator.known(ino));
+                    }
+                    client::Output::Done { token: PROBE, result } => {
+                        if let Ok(client::Reply::Answer(Answer::Attributes(attributes))) = result {
+                            leased(&self.core, now, |lease| self.keeper.on_attributes(now, &attributes, lease));
+                        }
+                    }
                     client::Output::Event(event) => {
                         lost |= event == client::Event::SessionLost && !self.foreign;
                         self.note_cluster(event);
@@ -225,6 +297,14 @@ impl Fs {
         self.sessions_lost += 1;
         self.config.session = SessionId(self.random.next_id());
         self.core = client::Core::new(self.config.clone(), now, self.random.next());
+        self.keeper.on_session_lost(now);
         self.translator.on_session_lost();
     }
+}
+
+/// Shows the core's rights to the keeper.
+fn leased<R>(core: &client::Core, now: Time, then: impl FnOnce(&Lease) -> R) -> R {
+    let content = |ino: InodeId| core.lifetime(ino).filter(|&until| now < until);
+    let names = |ino: InodeId| core.names_lifetime(ino).filter(|&until| now < until);
+    then(&Lease { content: &content, names: &names })
 }

@@ -20,13 +20,13 @@ use fuser::*;
 
 use crate::errno::{allocate_mode, errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
 use crate::lock_request;
-use crate::requests::{Context, Handle, Listing, OpenMode, Reply, Request as Asked, WriteKind};
+use crate::requests::{Content, Context, Handle, Keep, Listing, OpenMode, Reply, Request as Asked, WriteKind};
 use crate::server::Input;
 
-/// Nothing may be cached: another mount may change it at any time.
-const TTL: Duration = Duration::ZERO;
 /// Inode numbers are never reused.
 const GENERATION: Generation = Generation(0);
+/// From this version on the kernel takes FUSE_NOTIFY_INC_EPOCH.
+const EPOCH_SINCE: Version = Version(7, 44);
 /// Unit in which `statfs` counts.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -36,7 +36,7 @@ pub enum Slot {
     Data(ReplyData),
     Entry(ReplyEntry),
     Attributes(ReplyAttr),
-    Open(ReplyOpen),
+    Open { slot: ReplyOpen, directory: bool },
     Create(ReplyCreate),
     Write(ReplyWrite),
     Space(ReplyStatfs),
@@ -48,22 +48,30 @@ pub enum Slot {
 
 impl Slot {
     /// Sends the answer. For a listing: how many lines the kernel took.
-    pub fn send(self, reply: &Reply) -> usize {
+    pub fn send(self, reply: &Reply, keep: &Keep) -> usize {
         match (self, reply) {
             (Slot::Empty(slot), Reply::Done) => slot.ok(),
             (Slot::Data(slot), Reply::Bytes(bytes)) => slot.data(bytes),
             (Slot::Data(slot), Reply::Target(target)) => slot.data(target),
-            (Slot::Entry(slot), Reply::Entry(attributes)) => slot.entry(&TTL, &file_attributes(attributes), GENERATION),
-            (Slot::Attributes(slot), Reply::Attributes(attributes)) => slot.attr(&TTL, &file_attributes(attributes)),
-            (Slot::Open(slot), Reply::Opened(handle)) => slot.opened(FileHandle(handle.0), FopenFlags::FOPEN_DIRECT_IO),
+            (Slot::Entry(slot), Reply::Entry(attributes)) => {
+                slot.entry_with_ttls(&keep.attributes, &keep.entry, &file_attributes(attributes), GENERATION);
+            }
+            (Slot::Entry(slot), Reply::Absent) if keep.entry.is_zero() => slot.error(Errno::ENOENT),
+            // Inode number 0: the name is absent, and may be taken to be for so long.
+            (Slot::Entry(slot), Reply::Absent) => slot.entry_with_ttls(&Duration::ZERO, &keep.entry, &no_attributes(), GENERATION),
+            (Slot::Attributes(slot), Reply::Attributes(attributes)) => slot.attr(&keep.attributes, &file_attributes(attributes)),
+            (Slot::Open { slot, directory }, Reply::Opened(handle)) => {
+                slot.opened(FileHandle(handle.0), open_flags(directory, keep.content));
+            }
             (Slot::Create(slot), Reply::Created(handle, attributes)) => {
                 let attributes = file_attributes(attributes);
-                slot.created(&TTL, &attributes, GENERATION, FileHandle(handle.0), FopenFlags::FOPEN_DIRECT_IO);
+                let lifetime = keep.entry.min(keep.attributes);
+                slot.created(&lifetime, &attributes, GENERATION, FileHandle(handle.0), open_flags(false, keep.content));
             }
             (Slot::Write(slot), Reply::Written(length)) => slot.written(*length),
             (Slot::Space(slot), Reply::Space(space)) => send_space(slot, space),
             (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
-            (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
+            (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing, &keep.lines),
             (Slot::Lock(slot), Reply::Lock(found)) => send_lock(slot, *found),
             (Slot::Seek(slot), Reply::Sought(offset)) => slot.offset(*offset as i64),
             (slot, Reply::Error(status)) => slot.fail(errno(*status)),
@@ -78,7 +86,7 @@ impl Slot {
             Slot::Data(slot) => slot.error(errno),
             Slot::Entry(slot) => slot.error(errno),
             Slot::Attributes(slot) => slot.error(errno),
-            Slot::Open(slot) => slot.error(errno),
+            Slot::Open { slot, .. } => slot.error(errno),
             Slot::Create(slot) => slot.error(errno),
             Slot::Write(slot) => slot.error(errno),
             Slot::Space(slot) => slot.error(errno),
@@ -87,6 +95,37 @@ impl Slot {
             Slot::Lock(slot) => slot.error(errno),
             Slot::Seek(slot) => slot.error(errno),
         }
+    }
+}
+
+fn open_flags(directory: bool, content: Content) -> FopenFlags {
+    match (content, directory) {
+        (Content::Direct, true) | (Content::Fresh, false) => FopenFlags::empty(),
+        (Content::Direct, false) => FopenFlags::FOPEN_DIRECT_IO,
+        (Content::Fresh, true) => FopenFlags::FOPEN_CACHE_DIR,
+        (Content::Kept, false) => FopenFlags::FOPEN_KEEP_CACHE,
+        (Content::Kept, true) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
+
+/// What goes with an absent name: nobody looks at it.
+fn no_attributes() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: SystemTime::UNIX_EPOCH,
+        ctime: SystemTime::UNIX_EPOCH,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
     }
 }
 
@@ -118,11 +157,15 @@ fn send_listing(mut slot: ReplyDirectory, listing: &Listing) -> usize {
     taken
 }
 
-fn send_listing_plus(mut slot: ReplyDirectoryPlus, listing: &Listing) -> usize {
+fn send_listing_plus(mut slot: ReplyDirectoryPlus, listing: &Listing, lifetimes: &[Duration]) -> usize {
     let mut taken = 0;
+    let mut lifetimes = lifetimes.iter();
     for line in listing.lines() {
         let attributes = file_attributes(&line.attributes);
-        if slot.add(attributes.ino, line.next, OsStr::from_bytes(line.name), &TTL, &attributes, GENERATION) {
+        // fuser gives names and attributes the same lifetime, and an entry its number both times. So attributes that are not current go with
+        // none: the kernel asks before it shows them.
+        let lifetime = if line.dot { Duration::ZERO } else { lifetimes.next().copied().unwrap_or_default() };
+        if slot.add(attributes.ino, line.next, OsStr::from_bytes(line.name), &lifetime, &attributes, GENERATION) {
             break;
         }
         taken += 1;
@@ -204,7 +247,9 @@ impl Shell {
 }
 
 /// What is asked of the kernel, where it has it; each flag on its own, so that an older kernel without one still serves.
-const CAPABILITIES: [InitFlags; 12] = [
+const CAPABILITIES: [InitFlags; 14] = [
+    InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_BIG_WRITES,
@@ -227,6 +272,7 @@ impl Filesystem for Shell {
                 tracing::info!(?missing, "the kernel lacks a FUSE capability");
             }
         }
+        let _ = self.server.send_waiting(Input::Epoch(config.kernel_abi() >= EPOCH_SINCE));
         // Errors name the nearest value that works; these are within what every kernel takes, and smaller is fine too.
         let _ = config.set_max_write(limits::CHUNK_BYTES_MAX as u32);
         if let Err(nearest) = config.set_max_readahead(limits::CHUNK_BYTES_MAX as u32) {
@@ -336,7 +382,7 @@ impl Filesystem for Shell {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.ask(req, Asked::Open { ino: inode(ino), mode: OpenMode::of(flags.0) }, Slot::Open(reply));
+        self.ask(req, Asked::Open { ino: inode(ino), mode: OpenMode::of(flags.0) }, Slot::Open { slot: reply, directory: false });
     }
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
@@ -456,7 +502,7 @@ impl Filesystem for Shell {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.ask(req, Asked::OpenDirectory { ino: inode(ino) }, Slot::Open(reply));
+        self.ask(req, Asked::OpenDirectory { ino: inode(ino) }, Slot::Open { slot: reply, directory: true });
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {

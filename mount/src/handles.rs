@@ -35,6 +35,8 @@ struct Batch {
     /// Whether nothing follows the last entry.
     end: bool,
     directory: Attributes,
+    /// The translator's count of changes when it was fetched.
+    changes: u64,
 }
 
 /// What an opener has to do next.
@@ -190,15 +192,18 @@ impl<W> Handles<W> {
     }
 
     /// Stores what follows `after`.
-    pub fn fill(&mut self, handle: Handle, after: Cookie, entries: Vec<DirectoryEntry>, end: bool, directory: Attributes) {
+    pub fn fill(&mut self, handle: Handle, after: Cookie, entries: Vec<DirectoryEntry>, end: bool, directory: Attributes, changes: u64) {
         if let Some(stream) = self.streams.get_mut(&handle) {
-            stream.batch = Some(Batch { after, entries: Arc::new(entries), end, directory });
+            stream.batch = Some(Batch { after, entries: Arc::new(entries), end, directory, changes });
         }
     }
 
-    /// A listing from that position on, if the batch covers it.
-    pub fn listing(&self, handle: Handle, offset: u64, plus: bool) -> Option<Listing> {
+    /// A listing from that position on, if the batch covers it; with attributes only if there were no changes since it was fetched.
+    pub fn listing(&self, handle: Handle, offset: u64, plus: bool, changes: u64) -> Option<Listing> {
         let batch = self.streams.get(&handle)?.batch.as_ref()?;
+        if plus && batch.changes != changes {
+            return None;
+        }
         let after = Cookie(offset.saturating_sub(POSITION_SHIFT));
         let last = batch.entries.last().map_or(batch.after, |entry| entry.cookie);
         if after < batch.after || (after >= last && !batch.end) {
@@ -213,14 +218,15 @@ impl<W> Handles<W> {
         *self.known.entry(ino).or_default() += 1;
     }
 
-    /// The kernel forgot it that many times.
-    pub fn forget(&mut self, ino: InodeId, count: u64) {
-        if let Some(known) = self.known.get_mut(&ino) {
-            *known = known.saturating_sub(count);
-            if *known == 0 {
-                self.known.remove(&ino);
-            }
+    /// The kernel forgot it that many times. True: it has dropped it.
+    pub fn forget(&mut self, ino: InodeId, count: u64) -> bool {
+        let Some(known) = self.known.get_mut(&ino) else { return true };
+        *known = known.saturating_sub(count);
+        let gone = *known == 0;
+        if gone {
+            self.known.remove(&ino);
         }
+        gone
     }
 
     /// How often the kernel knows the inode.

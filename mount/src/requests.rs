@@ -3,6 +3,7 @@
 //! Owns the vocabulary between the FUSE shell and [`crate::fs::Fs`]. A name is raw bytes here; it is checked where it is used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dfs::locks::{LockMode, LockRange};
@@ -29,6 +30,9 @@ pub struct OpenMode {
     /// Only of `Create`: an existing name is an error.
     pub exclusive: bool,
     pub write: bool,
+    /// The kernel keeps no pages of what goes through this handle. Asked for by O_DIRECT. Also where its pages would be of no use or
+    /// wrong: with O_APPEND it puts the bytes where it believes the end to be, and nothing is read through O_WRONLY.
+    pub direct: bool,
 }
 
 impl OpenMode {
@@ -38,6 +42,7 @@ impl OpenMode {
             truncate: flags & libc::O_TRUNC != 0,
             exclusive: flags & libc::O_EXCL != 0,
             write: flags & libc::O_ACCMODE != libc::O_RDONLY,
+            direct: flags & (libc::O_APPEND | libc::O_DIRECT) != 0 || flags & libc::O_ACCMODE == libc::O_WRONLY,
         }
     }
 }
@@ -186,6 +191,8 @@ pub enum Reply {
     Error(Status),
     Done,
     Entry(Attributes),
+    /// Lookup: the directory is there, the name is not.
+    Absent,
     Attributes(Attributes),
     Target(Vec<u8>),
     Opened(Handle),
@@ -198,6 +205,30 @@ pub enum Reply {
     Lock(Option<(LockRange, LockMode, u32)>),
     /// Where the data or hole is.
     Sought(u64),
+}
+
+/// What the kernel may keep of a reply without asking again. Nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The name, there or absent.
+    pub entry: Duration,
+    pub attributes: Duration,
+    /// Of what is opened.
+    pub content: Content,
+    /// One for each entry of a listing with attributes, from its start on: names and attributes alike.
+    pub lines: Vec<Duration>,
+}
+
+/// What the kernel may keep of the content of what it opens: a file's bytes, a directory's listing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing: each read and write comes here.
+    #[default]
+    Direct,
+    /// What it reads from now on.
+    Fresh,
+    /// Also what it has.
+    Kept,
 }
 
 /// Entries of a directory from some position on; the kernel takes as many as fit its buffer and asks again from there.
@@ -218,7 +249,9 @@ pub struct Listing {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line<'a> {
     pub name: &'a [u8],
+    /// Number and kind are always true; the rest only if the entry is [`Line::current`].
     pub attributes: Attributes,
+    pub current: bool,
     /// Where to go on after this entry.
     pub next: u64,
     /// `.` and `..`, which the kernel does not count as lookups.
@@ -231,13 +264,14 @@ pub const POSITION_SHIFT: u64 = 2;
 impl Listing {
     /// The lines in order.
     pub fn lines(&self) -> impl Iterator<Item = Line<'_>> {
-        let here = Line { name: b".", attributes: self.directory, next: 1, dot: true };
+        let here = Line { name: b".", attributes: self.directory, current: true, next: 1, dot: true };
         let parent = Attributes { ino: self.directory.parent, ..self.directory };
-        let above = Line { name: b"..", attributes: parent, next: POSITION_SHIFT, dot: true };
+        let above = Line { name: b"..", attributes: parent, current: true, next: POSITION_SHIFT, dot: true };
         let dots = [here, above].into_iter().skip(self.offset.min(POSITION_SHIFT) as usize);
         dots.chain(self.entries[self.start..].iter().map(|entry| Line {
             name: entry.name.as_bytes(),
             attributes: entry.attributes,
+            current: entry.current,
             next: entry.cookie.0.saturating_add(POSITION_SHIFT),
             dot: false,
         }))

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods)] // A driver: waits by the clock.
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread::JoinHandle;
@@ -25,8 +26,9 @@ use crate::embedded::Embedded;
 use crate::fs::Fs;
 use crate::fuse::Shell;
 use crate::mounting::{self, Mount, Unmounted};
+use crate::notifier::Notifier;
 use crate::server::{Input, OwnResult, Server};
-use crate::signals::{self, Signal};
+use crate::signals::{self, Signal, Signals};
 use crate::translate::Options;
 use crate::waiters::Watch;
 
@@ -96,7 +98,7 @@ fn print_line(line: &str) -> std::io::Result<()> {
 fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result<(), String> {
     dfs::args::init_logging(&args.log, args.log_format, args.log_file.as_deref())?;
     dfs_node::event_loop::tune_allocator();
-    let signals = signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    let Signals { ending: signals, report } = signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
     let (nodes, embedded) = match &args.cluster {
         Cluster::Nodes(nodes) => (nodes.clone(), None),
         Cluster::Embedded { nodes, memory } => {
@@ -114,6 +116,7 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
         joined: false,
         mounted: None,
         signals,
+        report,
         op_timeout: args.op_timeout,
     };
     let done = running.serve(args, &nodes, announce);
@@ -122,11 +125,12 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
 }
 
 fn start_server(args: &Args, nodes: &[Address], alive: Sender<()>) -> Result<(driver::Handle<Input>, JoinHandle<()>), String> {
-    let options = Options { read_only: args.options.read_only };
+    let options = Options { read_only: args.options.read_only, relaxed: args.options.relaxed };
     let mut random = Random::new(system_seed().map_err(|error| format!("the system gives no random numbers: {error}"))?);
     let mut config = client::Config::new(nodes.to_vec(), SessionId(random.next_id()));
     config.op_timeout = args.op_timeout;
     config.cache_bytes = args.cache as usize;
+    config.caches = true;
     let fs = Fs::new(config, options, clock::now(), random.next());
     let failed = |error| format!("cannot start a thread: {error}");
     let (server, thread) = driver::spawn("dfs-loop", Server::new(fs, alive)).map_err(failed)?;
@@ -160,6 +164,7 @@ struct Running {
     joined: bool,
     mounted: Option<Mounted>,
     signals: Receiver<Signal>,
+    report: Receiver<()>,
     op_timeout: Duration,
 }
 
@@ -180,15 +185,21 @@ impl Running {
         }
         announce(&ready_line(&args.point, &map))?;
         let ended = self.mounted.as_ref().map(|mounted| mounted.ended.clone()).expect("it was mounted just now");
-        select! {
-            recv(ended) -> _ => tracing::info!("unmounted"),
-            recv(self.server_ended) -> _ => return Err("the network thread ended by a fault; unmounted".into()),
-            recv(self.signals) -> signal => {
-                tracing::info!(?signal, "ending");
-                self.flush();
+        loop {
+            select! {
+                recv(ended) -> _ => tracing::info!("unmounted"),
+                recv(self.server_ended) -> _ => return Err("the network thread ended by a fault; unmounted".into()),
+                recv(self.signals) -> signal => {
+                    tracing::info!(?signal, "ending");
+                    self.flush();
+                }
+                recv(self.report) -> _ => {
+                    let _ = self.server.send_waiting(Input::Report);
+                    continue;
+                }
             }
+            return Ok(());
         }
-        Ok(())
     }
 
     /// Waits until the cluster answers about the root directory; only then a mount is usable.
@@ -218,6 +229,9 @@ impl Running {
         // Who may use the mount is the kernel's business (allow_other); fuser would check once more.
         let session = fuser::Session::from_fd(shell, connection, fuser::SessionACL::All, fuser::Config::default())
             .map_err(|error| format!("the kernel's FUSE handshake failed: {error}"))?;
+        let device = session.as_fd().try_clone_to_owned().map_err(|error| format!("cannot duplicate the FUSE descriptor: {error}"))?;
+        let notifier = Notifier::start(device, &self.server).map_err(|error| format!("cannot start the notifier's threads: {error}"))?;
+        let _ = self.server.send_waiting(Input::Notifier(notifier));
         let serve = move || {
             if let Err(error) = session.run() {
                 tracing::error!(%error, "the FUSE session ended");

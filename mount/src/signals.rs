@@ -1,4 +1,4 @@
-//! Signals that end a mount, as messages: blocked in every thread, received by one.
+//! Signals to a mount, as messages: blocked in every thread, received by one. Some end it, SIGUSR1 has it report what was asked and sent.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,14 +10,22 @@ use crossbeam_channel::{Receiver, bounded};
 pub struct Signal(pub i32);
 
 const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+const REPORT: i32 = libc::SIGUSR1;
+
+/// What arrives.
+pub struct Signals {
+    pub ending: Receiver<Signal>,
+    /// Somebody wants a report in the log.
+    pub report: Receiver<()>,
+}
 
 /// Blocks the signals and starts the thread that waits for them. Call it before other threads exist, so that they inherit the mask.
-pub fn listen() -> io::Result<Receiver<Signal>> {
+pub fn listen() -> io::Result<Signals> {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initializes the set; the other calls read it.
     let set = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        for signal in ENDING {
+        for signal in ENDING.into_iter().chain([REPORT]) {
             libc::sigaddset(set.as_mut_ptr(), signal);
         }
         let set = set.assume_init();
@@ -27,15 +35,21 @@ pub fn listen() -> io::Result<Receiver<Signal>> {
         }
         set
     };
-    let (sender, receiver) = bounded(ENDING.len());
+    let (sender, ending) = bounded(ENDING.len());
+    let (reporter, report) = bounded(1);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         loop {
             let mut signal = 0;
             // SAFETY: an initialized set, and a place for the number.
-            if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
-                let _ = sender.try_send(Signal(signal));
+            if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
+                continue;
+            }
+            // Too many at once say no more than one.
+            match signal {
+                REPORT => drop(reporter.try_send(())),
+                _ => drop(sender.try_send(Signal(signal))),
             }
         }
     })?;
-    Ok(receiver)
+    Ok(Signals { ending, report })
 }

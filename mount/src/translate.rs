@@ -7,6 +7,7 @@ mod locks;
 mod space;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use dfs::client;
 use dfs::limits;
@@ -23,6 +24,8 @@ use crate::requests::{Context, Handle, Listing, OpenMode, POSITION_SHIFT, Reply,
 pub struct Options {
     /// Every change is refused.
     pub read_only: bool,
+    /// Names and attributes may be this old.
+    pub relaxed: Duration,
 }
 
 /// What the translator wants done.
@@ -34,6 +37,8 @@ pub enum Effect {
     Interrupt { step: u64 },
     /// Answer the request.
     Reply { token: u64, reply: Reply },
+    /// The write of that request went there and left these attributes; its reply follows.
+    Written { token: u64, offset: u64, attributes: Attributes },
 }
 
 /// What one call that ends in one reply answers with.
@@ -115,13 +120,15 @@ pub struct Translator {
     steps: BTreeMap<u64, Step>,
     next_step: u64,
     effects: VecDeque<Effect>,
+    /// Grows whenever something may have changed, here or elsewhere: attributes that were fetched before are not shown again.
+    changes: u64,
 }
 
 impl Translator {
     /// Nothing open, nothing in flight.
     pub fn new(options: Options) -> Self {
         let (handles, locks) = (Handles::default(), locks::HandleLocks::default());
-        Translator { options, handles, locks, steps: BTreeMap::new(), next_step: 1, effects: VecDeque::new() }
+        Translator { options, handles, locks, steps: BTreeMap::new(), next_step: 1, effects: VecDeque::new(), changes: 0 }
     }
 
     /// Takes a request; `token` comes back with its reply.
@@ -134,12 +141,16 @@ impl Translator {
     /// Takes the result of a call.
     pub fn on_done(&mut self, step: u64, result: Result<client::Reply, Status>) {
         let Some(step) = self.steps.remove(&step) else { return };
+        self.changes += u64::from(!matches!(result, Ok(client::Reply::Answer(_))));
         match step {
             Step::Answer { token, shape } => self.on_answer(token, shape, result),
             Step::Named { token, shape } => self.on_answer(token, shape, result.map_err(of_name)),
             Step::Write { token, length } => {
                 let written = result.and_then(|reply| match reply {
-                    client::Reply::Replied(Replied::Written { .. }) => Ok(Reply::Written(length)),
+                    client::Reply::Replied(Replied::Written { offset, attributes }) => {
+                        self.effects.push_back(Effect::Written { token, offset, attributes });
+                        Ok(Reply::Written(length))
+                    }
                     _ => Err(Status::Internal),
                 });
                 self.reply(token, written.unwrap_or_else(Reply::Error));
@@ -162,13 +173,29 @@ impl Translator {
         }
     }
 
-    /// The kernel forgot an inode `count` times.
-    pub fn on_forget(&mut self, ino: InodeId, count: u64) {
-        self.handles.forget(ino, count);
+    /// The kernel forgot an inode `count` times. True: it has dropped it.
+    pub fn on_forget(&mut self, ino: InodeId, count: u64) -> bool {
+        self.handles.forget(ino, count)
+    }
+
+    /// Somebody else may have changed something.
+    pub fn on_change(&mut self) {
+        self.changes += 1;
+    }
+
+    /// The directory of a stream.
+    pub fn directory(&self, handle: Handle) -> Option<InodeId> {
+        self.handles.stream(handle)
+    }
+
+    /// How often the kernel has been given the inode and has not forgotten it.
+    pub fn known(&self, ino: InodeId) -> u64 {
+        self.handles.known(ino)
     }
 
     /// A new session has begun that holds nothing: takes again what is open.
     pub fn on_session_lost(&mut self) {
+        self.on_change();
         for (ino, sequence) in self.handles.hold_again() {
             self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
         }
@@ -396,7 +423,7 @@ impl Translator {
         if offset == 0 {
             self.handles.rewind(handle);
         }
-        if let Some(listing) = self.handles.listing(handle, offset, plus) {
+        if let Some(listing) = self.handles.listing(handle, offset, plus, self.changes) {
             self.reply(token, Reply::Listing(listing));
             return Ok(());
         }
@@ -411,8 +438,8 @@ impl Translator {
             Ok(client::Reply::Answer(Answer::Directory { entries, end, attributes })) => {
                 let after = Cookie(offset.saturating_sub(POSITION_SHIFT));
                 let end = end || entries.is_empty();
-                self.handles.fill(handle, after, entries, end, attributes);
-                self.handles.listing(handle, offset, plus).map_or(Reply::Error(Status::BadHandle), Reply::Listing)
+                self.handles.fill(handle, after, entries, end, attributes, self.changes);
+                self.handles.listing(handle, offset, plus, self.changes).map_or(Reply::Error(Status::BadHandle), Reply::Listing)
             }
             Ok(_) => Reply::Error(Status::Internal),
             // The directory was removed while it was open.
@@ -442,6 +469,7 @@ impl Translator {
     }
 
     fn call(&mut self, step: Step, call: client::Call) {
+        self.changes += u64::from(matches!(call, client::Call::Op(_) | client::Call::Write { .. }));
         let number = self.next_step;
         self.next_step += 1;
         self.steps.insert(number, step);
@@ -461,6 +489,7 @@ fn of_name(status: Status) -> Status {
 /// Brings the core's reply into the form that the request wants.
 fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
     Ok(match (shape, reply) {
+        (Shape::Entry, client::Reply::Answer(Answer::Absent)) => Reply::Absent,
         (Shape::Entry, reply) => Reply::Entry(attributes_of(reply)?),
         (Shape::Attributes, reply) => Reply::Attributes(attributes_of(reply)?),
         (Shape::Target, client::Reply::Answer(Answer::Target(target))) => Reply::Target(target),

@@ -100,7 +100,7 @@ impl World {
             while let Some(output) = self.fs.poll_output() {
                 match output {
                     FsOutput::Link(action) => self.on_fs_action(action),
-                    FsOutput::Reply { token, reply } => assert!(self.replies.insert(token, reply).is_none(), "one reply each"),
+                    FsOutput::Reply { token, reply, .. } => assert!(self.replies.insert(token, reply).is_none(), "one reply each"),
                     FsOutput::Event(event) => self.events.push(event),
                     FsOutput::Notify { id, .. } => self.fs.on_notified(self.now, id),
                     FsOutput::Done { .. } => {}
@@ -146,7 +146,7 @@ impl World {
     }
 
     fn create(&mut self, name: &str) -> (Handle, Attributes) {
-        let mode = OpenMode { truncate: false, exclusive: true, write: true };
+        let mode = OpenMode { truncate: false, exclusive: true, write: true, ..OpenMode::default() };
         match self.ask(Request::Create { parent: ROOT, name: name.into(), permissions: 0o644, mode }) {
             Reply::Created(handle, attributes) => (handle, attributes),
             other => panic!("{other:?}"),

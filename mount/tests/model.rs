@@ -121,7 +121,7 @@ impl World {
             while let Some(output) = self.mounts[mount].poll_output() {
                 match output {
                     FsOutput::Link(action) => self.on_action(mount, action),
-                    FsOutput::Reply { token, reply } => assert!(self.replies.insert(token, reply).is_none(), "one reply each"),
+                    FsOutput::Reply { token, reply, .. } => assert!(self.replies.insert(token, reply).is_none(), "one reply each"),
                     _ => {}
                 }
             }
@@ -256,7 +256,7 @@ impl World {
         match &step.op {
             Op::Open { slot, .. } if self.slots[*slot].is_some() => return Ok(Out::Skipped),
             Op::Open { slot, path, how } => {
-                let mode = OpenMode { truncate: how.truncate, exclusive: how.exclusive, write: true };
+                let mode = OpenMode { truncate: how.truncate, exclusive: how.exclusive, write: true, direct: false };
                 let (parent, name) = self.parent(mount, path)?;
                 let found = self.entry(mount, Request::Lookup { parent, name: name.clone() });
                 // Whether the kernel asks for a creation depends on what it has cached, so of an existing file both must work.

@@ -550,7 +550,7 @@ fn commits_of_what_is_reserved_never_meet_a_full_cluster() {
     // Another one, who has reserved nothing, is told to wait while the first one is asked, and then that there is no space.
     let op = write_chunk(&leader, B, other.ino, 2, None);
     assert_eq!(leader.op(B, op), Err(Status::Reclaiming));
-    assert_eq!((leader.asked.get(&A).is_some(), leader.asked.get(&B)), (true, None));
+    assert_eq!((leader.asked.contains_key(&A), leader.asked.get(&B)), (true, None));
     leader.pass_alive(limits::SPACE_ASK_TIME, &[A, B]);
     let op = write_chunk(&leader, B, other.ino, 3, None);
     assert_eq!(leader.op(B, op), Err(Status::NoSpace));

@@ -3,6 +3,7 @@
 //! Each test binary uses a part of this, hence the allowance for dead code.
 #![allow(dead_code, clippy::disallowed_methods)]
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -491,6 +492,16 @@ impl Mount {
     /// What it logged.
     pub fn log_text(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What the kernel has asked of the mount so far, and what went over the network: numbers by name, as the mount reports them.
+    pub fn report(&self) -> BTreeMap<String, u64> {
+        let lines = || self.log_text().lines().filter(|line| line.contains(": report ")).map(str::to_string).collect::<Vec<_>>();
+        let before = lines().len();
+        self.signal(libc::SIGUSR1);
+        wait_until(Duration::from_secs(10), "the mount reports", || lines().len() > before);
+        let line = lines().pop().expect("waited for");
+        line.split_whitespace().filter_map(|word| word.split_once('=')).map(|(key, value)| (key.into(), value.parse().unwrap())).collect()
     }
 
     /// Unmounts with `umount` and waits for the end of the process.

@@ -130,10 +130,14 @@ fn a_lookup_counts_until_it_is_forgotten() {
     assert_eq!(script.translator.handles.known(INO), 1);
     script.translator.on_forget(INO, 1);
     assert_eq!(script.translator.handles.known(INO), 0);
-    let token = script.ask(Request::Lookup { parent: ROOT, name: b"b".to_vec() });
-    let (step, _) = script.call();
-    script.done(step, Err(Status::NotFound));
-    assert_eq!(script.reply(), (token, Reply::Error(Status::NotFound)));
+    for (answer, expected) in
+        [(Ok(client::Reply::Answer(Answer::Absent)), Reply::Absent), (Err(Status::NotFound), Reply::Error(Status::NotFound))]
+    {
+        let token = script.ask(Request::Lookup { parent: ROOT, name: b"b".to_vec() });
+        let (step, _) = script.call();
+        script.done(step, answer);
+        assert_eq!(script.reply(), (token, expected));
+    }
 }
 
 #[test]
@@ -167,7 +171,7 @@ fn two_openers_share_one_hold_and_the_last_release_gives_it_back() {
 #[test]
 fn a_refused_hold_or_truncation_leaves_nothing_open() {
     let mut script = Script::new();
-    let mode = OpenMode { truncate: true, write: true, exclusive: false };
+    let mode = OpenMode { truncate: true, write: true, exclusive: false, ..OpenMode::default() };
     let token = script.ask(Request::Open { ino: INO, mode });
     let (step, _) = script.call();
     script.done(step, Err(Status::Stale));
@@ -187,7 +191,7 @@ fn a_refused_hold_or_truncation_leaves_nothing_open() {
 #[test]
 fn create_holds_what_it_made_and_asks_for_what_it_found() {
     let mut script = Script::new();
-    let mode = OpenMode { truncate: true, exclusive: false, write: true };
+    let mode = OpenMode { truncate: true, exclusive: false, write: true, ..OpenMode::default() };
     let create = || Request::Create { parent: ROOT, name: b"f".to_vec(), permissions: 0o600, mode };
     let made = attributes(INO, FileKind::File);
     let token = script.ask(create());
@@ -227,7 +231,9 @@ fn writes_and_reads_at_the_edges() {
         let client::Call::Write { at, kill_privileges, .. } = call else { panic!("{call:?}") };
         assert_eq!((at == WriteAt::End, kill_privileges), (end, kill));
         let attributes = attributes(INO, FileKind::File);
-        script.done(step, Ok(client::Reply::Replied(Replied::Written { offset: 7, attributes })));
+        script.done(step, Ok(client::Reply::Replied(Replied::Written { offset: 9, attributes })));
+        let told = script.translator.poll_effect();
+        assert!(matches!(told, Some(Effect::Written { token: of, offset: 9, .. }) if of == token), "{told:?}");
         assert_eq!(script.reply(), (token, Reply::Written(3)));
     }
     let token = script.ask(write(limits::FILE_BYTES_MAX - 2, WriteKind::At));
@@ -333,4 +339,31 @@ fn a_read_only_mount_refuses_every_change() {
         assert_eq!(script.reply(), (token, Reply::Error(Status::ReadOnly)));
     }
     script.open();
+}
+
+#[test]
+fn attributes_of_a_batch_are_not_shown_after_a_change() {
+    let mut script = Script::new();
+    script.ask(Request::OpenDirectory { ino: ROOT });
+    let Reply::Opened(handle) = script.reply().1 else { panic!() };
+    let (hold, _) = script.call();
+    script.answer(hold, Answer::Done);
+    let list = |offset, plus| Request::ReadDirectory { handle, offset, plus };
+    let root = attributes(ROOT, FileKind::Directory);
+    script.ask(list(0, true));
+    let (step, _) = script.call();
+    script.answer(step, Answer::Directory { entries: entries(1..9), end: true, attributes: root });
+    script.reply();
+    script.ask(list(4, true));
+    assert_eq!(lines(&script.reply().1).len(), 6);
+    script.translator.on_change();
+    script.ask(list(4, false));
+    assert_eq!(lines(&script.reply().1).len(), 6, "names alone are as they were");
+    script.ask(list(4, true));
+    let (step, call) = script.call();
+    assert!(matches!(call, client::Call::Query(Query::ReadDirectory { after: Cookie(2), .. })));
+    // Something changes while the answer is on its way.
+    script.translator.on_change();
+    script.answer(step, Answer::Directory { entries: entries(3..9), end: true, attributes: root });
+    assert_eq!(lines(&script.reply().1).len(), 6);
 }

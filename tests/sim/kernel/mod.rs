@@ -39,8 +39,17 @@ type Task = Pin<Box<dyn Future<Output = Outcome>>>;
 /// How a task ends.
 #[expect(clippy::large_enum_variant, reason = "made once a call")]
 enum Outcome {
-    Call { token: u64, result: Result<Reply, Status> },
-    Notified { id: u64 },
+    Call {
+        token: u64,
+        result: Result<Reply, Status>,
+    },
+    Notified {
+        id: u64,
+    },
+    /// The kernel does not have the inode of that notice.
+    Missed {
+        id: u64,
+    },
 }
 
 /// One mount.
@@ -60,7 +69,9 @@ const OWN: u64 = 1 << 61;
 
 impl Mount {
     pub fn new(config: Config, now: Time, seed: u64) -> Self {
-        let fs = Fs::new(config, Options::default(), now, seed);
+        let mut fs = Fs::new(config, Options::default(), now, seed);
+        // Kernels of either kind.
+        fs.set_epoch(!seed.is_multiple_of(3));
         let kernel = Kernel(Rc::new(RefCell::new(State::new(now))));
         Mount { fs, kernel, tasks: BTreeMap::new(), next_task: 1, done: Vec::new(), stopped: false, random: Random::new(seed ^ 0x6b65) }
     }
@@ -146,6 +157,7 @@ impl Mount {
             match outcome {
                 Outcome::Call { token, result } => self.done.push(Wish::Done { token, result }),
                 Outcome::Notified { id } => self.fs.on_notified(now, id),
+                Outcome::Missed { id } => self.fs.on_notice_missed(now, id),
             }
         }
     }
@@ -164,12 +176,12 @@ impl Mount {
         while let Some(output) = self.fs.poll_output() {
             moved = true;
             match output {
-                FsOutput::Reply { token, reply } => {
+                FsOutput::Reply { token, reply, keep } => {
                     if let dfs_mount::requests::Reply::Listing(listing) = &reply {
                         self.fs.on_listing_taken(listing, listing.lines().count());
                     }
                     let mut state = self.kernel.0.borrow_mut();
-                    state.replies.insert(token, (reply, now));
+                    state.replies.insert(token, ((reply, keep), now));
                     // The requester is woken, but others may run before it.
                     if self.random.chance(1, 3) {
                         let most = if self.random.chance(1, 20) { 30_000_000 } else { 200_000 };
@@ -181,8 +193,10 @@ impl Mount {
                 FsOutput::Notify { id, notice } => {
                     let kernel = self.kernel.clone();
                     self.spawn(Box::pin(async move {
-                        kernel.notice(notice).await;
-                        Outcome::Notified { id }
+                        match kernel.notice(notice).await {
+                            true => Outcome::Notified { id },
+                            false => Outcome::Missed { id },
+                        }
                     }));
                 }
                 FsOutput::Link(action) => self.done.push(Wish::Link(action)),
@@ -235,14 +249,19 @@ impl Kernel {
         Guard { kernel: self.clone(), what, number }
     }
 
-    async fn ask(&self, context: Context, request: Request) -> (dfs_mount::requests::Reply, Time) {
+    async fn ask(&self, context: Context, request: Request) -> ((dfs_mount::requests::Reply, dfs_mount::requests::Keep), Time) {
         let number = self.state(|state| state.ask(context, request));
         let kernel = self.clone();
         When(move || kernel.state(|state| state.take_reply(number))).await
     }
 
-    /// What the daemon wants forgotten; ends when the kernel has.
-    async fn notice(&self, notice: KernelNotice) {
+    /// What the daemon wants forgotten; ends when the kernel has. False: it does not have the inode.
+    async fn notice(&self, notice: KernelNotice) -> bool {
+        if let KernelNotice::Inode { ino } | KernelNotice::Attributes { ino } = notice
+            && !self.state(|state| state.inodes.contains_key(&ino))
+        {
+            return false;
+        }
         match notice {
             KernelNotice::Entry { parent, name } => {
                 // fuse_reverse_inval_entry takes the directory's lock, which a look-up or a change of it holds until it has its reply.
@@ -262,6 +281,7 @@ impl Kernel {
                 state.changes += 1;
             }),
         }
+        true
     }
 
     /// Takes all pages out of the cache, dirty ones back to the daemon first; waits for those that are locked.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dfs::status::Status;
 use dfs::types::Attributes;
-use dfs_mount::requests::{Handle, Listing, Reply};
+use dfs_mount::requests::{Content, Handle, Keep, Listing, Reply};
 
 /// What a look-up told.
 pub struct Found {
@@ -31,44 +31,53 @@ pub struct Line {
     pub shown: bool,
 }
 
-pub fn entry(reply: Reply) -> Result<Found, Status> {
+pub fn entry((reply, keep): (Reply, Keep)) -> Result<Found, Status> {
     match reply {
-        Reply::Entry(attributes) => Ok(Found { attributes: Some(attributes), names: Duration::ZERO, lifetime: Duration::ZERO }),
+        Reply::Entry(attributes) => Ok(Found { attributes: Some(attributes), names: keep.entry, lifetime: keep.attributes }),
+        Reply::Absent => Ok(Found { attributes: None, names: keep.entry, lifetime: Duration::ZERO }),
         Reply::Error(status) => Err(status),
         other => panic!("a look-up answered {other:?}"),
     }
 }
 
-pub fn attributes(reply: Reply) -> Result<(Attributes, Duration), Status> {
+pub fn attributes((reply, keep): (Reply, Keep)) -> Result<(Attributes, Duration), Status> {
     match reply {
-        Reply::Attributes(attributes) => Ok((attributes, Duration::ZERO)),
+        Reply::Attributes(attributes) => Ok((attributes, keep.attributes)),
         Reply::Error(status) => Err(status),
         other => panic!("attributes answered {other:?}"),
     }
 }
 
-pub fn opened(reply: Reply) -> Result<Opened, Status> {
+fn opening(handle: Handle, keep: &Keep) -> Opened {
+    Opened { handle, direct: keep.content == Content::Direct, keep: keep.content == Content::Kept }
+}
+
+pub fn opened((reply, keep): (Reply, Keep)) -> Result<Opened, Status> {
     match reply {
-        Reply::Opened(handle) => Ok(Opened { handle, direct: true, keep: false }),
+        Reply::Opened(handle) => Ok(opening(handle, &keep)),
         Reply::Error(status) => Err(status),
         other => panic!("an open answered {other:?}"),
     }
 }
 
-pub fn created(reply: Reply) -> Result<(Found, Opened), Status> {
+pub fn created((reply, keep): (Reply, Keep)) -> Result<(Found, Opened), Status> {
     match reply {
         Reply::Created(handle, attributes) => {
-            let found = Found { attributes: Some(attributes), names: Duration::ZERO, lifetime: Duration::ZERO };
-            Ok((found, Opened { handle, direct: true, keep: false }))
+            // fuser has one lifetime for both.
+            let lifetime = keep.entry.min(keep.attributes);
+            let found = Found { attributes: Some(attributes), names: lifetime, lifetime };
+            Ok((found, opening(handle, &keep)))
         }
         Reply::Error(status) => Err(status),
         other => panic!("a create answered {other:?}"),
     }
 }
 
-pub fn lines(listing: &Listing) -> Vec<Line> {
+pub fn lines(listing: &Listing, keep: &Keep) -> Vec<Line> {
+    let mut lifetimes = keep.lines.iter().copied();
     let line = |line: dfs_mount::requests::Line<'_>| {
-        let found = Found { attributes: Some(line.attributes), names: Duration::ZERO, lifetime: Duration::ZERO };
+        let lifetime = if line.dot { Duration::ZERO } else { lifetimes.next().unwrap_or_default() };
+        let found = Found { attributes: Some(line.attributes), names: lifetime, lifetime };
         Line { name: line.name.to_vec(), next: line.next, found: (!line.dot).then_some(found), shown: !line.dot }
     };
     listing.lines().map(line).collect()

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dfs::time::Time;
 use dfs::types::{Attributes, InodeId};
-use dfs_mount::requests::{Context, Handle, Reply, Request};
+use dfs_mount::requests::{Context, Handle, Keep, Reply, Request};
 
 /// Unit of the page cache.
 pub const PAGE: u64 = 4096;
@@ -83,7 +83,7 @@ pub struct State {
     pub requests: VecDeque<(u64, Context, Request)>,
     pub forgets: Vec<(InodeId, u64)>,
     /// Replies, and when the daemon wrote them. Whoever waits may run only a while later.
-    pub replies: BTreeMap<u64, (Reply, Time)>,
+    pub replies: BTreeMap<u64, ((Reply, Keep), Time)>,
     pub scheduled: BTreeMap<u64, Time>,
     /// Files that are mapped, with the descriptor that keeps them open.
     pub mapped: BTreeMap<InodeId, Handle>,
@@ -147,7 +147,7 @@ impl State {
     }
 
     /// The reply to that request, if it is there and the requester has been scheduled.
-    pub fn take_reply(&mut self, number: u64) -> Option<(Reply, Time)> {
+    pub fn take_reply(&mut self, number: u64) -> Option<((Reply, Keep), Time)> {
         if self.scheduled.get(&number).is_some_and(|at| *at > self.now) {
             return None;
         }

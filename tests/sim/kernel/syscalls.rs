@@ -54,7 +54,7 @@ impl Kernel {
                 self.close(open, luck).await;
                 result.map(|()| Reply::Done)
             }
-            Call::Sync { ino } => match self.ask(user(0), Request::Sync { ino }).await.0 {
+            Call::Sync { ino } => match self.ask(user(0), Request::Sync { ino }).await.0.0 {
                 Fuse::Error(status) => Err(status),
                 _ => Ok(Reply::Done),
             },
@@ -74,7 +74,7 @@ impl Kernel {
                 let _lock = self.lock(Lockable::Inode(from_parent), Mode::Exclusive).await;
                 let (from, to) = (from_name.as_bytes().to_vec(), to_name.as_bytes().to_vec());
                 let request = Request::Rename { from_parent, from_name: from.clone(), to_parent, to_name: to.clone(), mode };
-                let reply = self.ask(user(0), request).await.0;
+                let reply = self.ask(user(0), request).await.0.0;
                 self.state(|state| {
                     // fuse_rename_common: the moved names are looked up anew; d_move is left out, which only costs look-ups.
                     state.drop_dentry(from_parent, &from);
@@ -186,7 +186,7 @@ impl Kernel {
         let opens = matches!(kind, NewKind::File) && luck.is_multiple_of(2);
         let request = match opens {
             true => {
-                let mode_of = OpenMode { exclusive: true, write: true, truncate: false };
+                let mode_of = OpenMode { exclusive: true, write: true, ..OpenMode::default() };
                 Request::Create { parent, name: text.clone(), permissions: mode, mode: mode_of }
             }
             false => Request::Make { parent, name: text.clone(), kind, mode },
@@ -194,7 +194,7 @@ impl Kernel {
         let (reply, at) = self.ask(user(uid), request).await;
         self.state(|state| state.forget_attributes(parent));
         let (found, open) = match reply {
-            Fuse::Error(status) => {
+            (Fuse::Error(status), _) => {
                 self.state(|state| state.drop_dentry(parent, &text));
                 return Err(status);
             }
@@ -220,7 +220,7 @@ impl Kernel {
     async fn unlink(&self, parent: InodeId, name: &Name) -> Result<Reply, Status> {
         let ino = missing(self.lookup(parent, name.as_bytes()).await)?;
         let _lock = self.lock(Lockable::Inode(parent), Mode::Exclusive).await;
-        let reply = self.ask(user(0), Request::Unlink { parent, name: name.as_bytes().to_vec() }).await.0;
+        let reply = self.ask(user(0), Request::Unlink { parent, name: name.as_bytes().to_vec() }).await.0.0;
         self.state(|state| {
             state.drop_dentry(parent, name.as_bytes());
             state.forget_attributes(parent);
@@ -253,13 +253,13 @@ impl Kernel {
         let attributes = loop {
             let (epoch, asked) = self.state(|state| (state.epoch, state.attribute_version));
             let guard = self.lock(Lockable::Inode(ino), Mode::Shared).await;
-            let (reply, at) = self.ask(user(0), Request::ReadDirectory { handle, offset, plus: true }).await;
+            let ((reply, keep), at) = self.ask(user(0), Request::ReadDirectory { handle, offset, plus: true }).await;
             let listing = match reply {
                 Fuse::Listing(listing) => listing,
                 Fuse::Error(status) => return Err(status),
                 other => panic!("a listing answered {other:?}"),
             };
-            let lines = super::replies::lines(&listing);
+            let lines = super::replies::lines(&listing, &keep);
             if lines.is_empty() {
                 break listing.directory;
             }
@@ -345,7 +345,7 @@ impl Kernel {
     }
 
     async fn read_request(&self, open: Open, range: ByteRange) -> Result<Bytes, Status> {
-        match self.ask(user(0), Request::Read { ino: open.ino, handle: open.handle, range }).await.0 {
+        match self.ask(user(0), Request::Read { ino: open.ino, handle: open.handle, range }).await.0.0 {
             Fuse::Bytes(bytes) => Ok(bytes),
             Fuse::Error(status) => Err(status),
             other => panic!("a read answered {other:?}"),
@@ -390,7 +390,7 @@ impl Kernel {
             }
         }
         let request = Request::Write { ino: open.ino, handle: open.handle, offset, bytes: bytes.clone(), kind };
-        let reply = self.ask(user(0), request).await.0;
+        let reply = self.ask(user(0), request).await.0.0;
         match reply {
             Fuse::Written(length) => assert_eq!(length as usize, bytes.len(), "a write is whole"),
             Fuse::Error(status) => return Err(status),
@@ -455,7 +455,7 @@ impl Kernel {
             let _lock = self.lock(Lockable::Page(open.ino, page), Mode::Exclusive).await;
             self.launder(open.ino, page).await?;
         }
-        match self.ask(user(0), Request::Sync { ino: open.ino }).await.0 {
+        match self.ask(user(0), Request::Sync { ino: open.ino }).await.0.0 {
             Fuse::Error(status) => Err(status),
             _ => Ok(()),
         }
@@ -475,7 +475,7 @@ impl Kernel {
         });
         if let Some((handle, bytes)) = dirty.filter(|(_, bytes)| !bytes.is_empty()) {
             let request = Request::Write { ino, handle, offset: page * PAGE, bytes, kind: WriteKind::Mapped };
-            if let Fuse::Error(status) = self.ask(user(0), request).await.0 {
+            if let Fuse::Error(status) = self.ask(user(0), request).await.0.0 {
                 return Err(status);
             }
         }

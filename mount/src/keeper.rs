@@ -1,0 +1,590 @@
+//! What the kernel may keep, and what it has been given: the lifetimes of replies, and how an invalidation of the core reaches the kernel.
+//!
+//! Stands between the translator's replies and the kernel. Pure: the core's rights are asked for through [`Lease`]. Owns the table of pages, the
+//! notices on their way, and until when names were given. Every lifetime ends with the right that it rests on.
+//!
+//! Facts of Linux 6.18 that this rests on (fs/fuse/dir.c, inode.c, file.c, readdir.c):
+//! - An attribute reply is dropped if its question is older than the last invalidation of the inode. Not so SETATTR, LINK and CREATE replies: they
+//!   are taken as they are, so attributes of inodes that the kernel may know already get no lifetime there.
+//! - Names are protected by the directory's lock, which a lookup, a listing or a change holds and an invalidation of a name takes. An invalidation
+//!   therefore comes after the reply that it might have missed. After an epoch each name is looked up anew; a lookup or a creation remembers the
+//!   epoch of its question, but a listing with attributes that of its answer, so an epoch does not reach a listing that is being taken.
+//! - A cached read asks for attributes first if theirs have ended, and drops all pages if size or mtime have changed. Hence pages that are suspect
+//!   do no harm while attributes have no lifetime and their GETATTR is not answered. Replies of other kinds may go: they only do not count.
+//! - What is said about an inode that the kernel does not have is lost on it; so it is said again until the reply that brings it, or the
+//!   FORGET that tells of its end, has arrived.
+//! - An open without FOPEN_KEEP_CACHE drops the pages, some time after its reply.
+//! - A link target never changes and numbers are never reused, so targets may be cached for ever.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use dfs::client::Invalidation;
+use dfs::limits;
+use dfs::status::Status;
+use dfs::time::Time;
+use dfs::types::{Attributes, FileKind, InodeId};
+
+use crate::fs::KernelNotice;
+use crate::pages::Pages;
+use crate::recalls::{Names, Recalled, Recalls, Waiter};
+use crate::requests::{Content, Handle, Keep, Listing, Reply, Request, WriteKind};
+
+/// Unit of the kernel's pages.
+const PAGE_BYTES: u64 = 4096;
+
+/// Until when the session may use attributes and bytes of an inode, and names of a directory.
+pub struct Lease<'a> {
+    pub content: &'a dyn Fn(InodeId) -> Option<Time>,
+    pub names: &'a dyn Fn(InodeId) -> Option<Time>,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Kept {
+    Reply {
+        token: u64,
+        reply: Reply,
+        keep: Keep,
+    },
+    Notify {
+        id: u64,
+        notice: KernelNotice,
+    },
+    /// Tell the core.
+    Obeyed {
+        id: u64,
+    },
+}
+
+/// What matters of a request that is not answered.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Attributes,
+    Changed,
+    /// An entry of that directory is looked up, made, removed; the kernel holds its lock. `dated`: the kernel would drop the attributes of
+    /// the reply if they were overtaken, or they are of a new inode.
+    Name {
+        parents: [InodeId; 2],
+        dated: bool,
+    },
+    Open {
+        ino: InodeId,
+        direct: bool,
+        truncate: bool,
+    },
+    OpenDirectory {
+        ino: InodeId,
+    },
+    Create {
+        parent: InodeId,
+        direct: bool,
+    },
+    Read {
+        ino: InodeId,
+        paged: bool,
+    },
+    Write {
+        ino: InodeId,
+        offset: u64,
+        /// Whether the kernel's pages hold it too.
+        paged: bool,
+    },
+    List {
+        ino: InodeId,
+        paged: bool,
+    },
+}
+
+/// A GETATTR reply that must not leave before suspect pages have been dropped.
+#[derive(Debug)]
+struct Held {
+    attributes: Attributes,
+    until: Time,
+}
+
+/// A notice to drop pages that is not sent yet.
+#[derive(Debug)]
+struct Postponed {
+    until: Time,
+    waiters: Vec<Waiter>,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Keeper {
+    relaxed: Duration,
+    patience: Duration,
+    pages: Pages,
+    recalls: Recalls,
+    asked: BTreeMap<u64, Asked>,
+    /// Handles through which the kernel fills its pages.
+    paged: BTreeSet<Handle>,
+    /// When the last name ends that was given of each directory.
+    names_until: BTreeMap<InodeId, Time>,
+    /// When a listing with lifetimes was last given.
+    listed: BTreeMap<InodeId, Time>,
+    /// Requests under way that hold the lock of that directory.
+    locked: BTreeMap<InodeId, usize>,
+    /// Requests under way that hold locks of pages of that inode.
+    moving: BTreeMap<InodeId, usize>,
+    /// Notices that would wait for those locks: sent when the requests are answered, or after a while. A thread that waits in the kernel
+    /// for an answer of this process outlives a SIGKILL of it, and the mount with it.
+    postponed: BTreeMap<InodeId, Postponed>,
+    held: BTreeMap<u64, Held>,
+    held_until: BTreeSet<(Time, u64)>,
+    /// Suspect pages that nobody asks about.
+    sweeps: BTreeSet<(Time, InodeId)>,
+    swept: BTreeMap<InodeId, Time>,
+    /// Pages to be dropped after the reply that brings them.
+    dropping: Vec<InodeId>,
+    /// Each with whether it is a reply that was held.
+    outputs: VecDeque<(Kept, bool)>,
+}
+
+impl Keeper {
+    /// The kernel has nothing. `relaxed`: lifetimes that are given without a right; `patience`: of a GETATTR that waits for pages to be dropped.
+    pub fn new(relaxed: Duration, patience: Duration) -> Self {
+        Keeper {
+            relaxed,
+            patience,
+            pages: Pages::default(),
+            recalls: Recalls::new(false),
+            asked: BTreeMap::new(),
+            paged: BTreeSet::new(),
+            names_until: BTreeMap::new(),
+            listed: BTreeMap::new(),
+            locked: BTreeMap::new(),
+            moving: BTreeMap::new(),
+            postponed: BTreeMap::new(),
+            held: BTreeMap::new(),
+            held_until: BTreeSet::new(),
+            sweeps: BTreeSet::new(),
+            swept: BTreeMap::new(),
+            dropping: Vec::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Whether the kernel knows [`KernelNotice::Epoch`]; else names are waited out.
+    pub fn set_epoch(&mut self, epoch: bool) {
+        self.recalls.set_epoch(epoch);
+    }
+
+    /// The inode whose data version must be learnt before this request begins, for its pages to be good.
+    pub fn wants(&self, now: Time, request: &Request, lease: &Lease) -> Option<InodeId> {
+        let ino = match request {
+            Request::Read { ino, .. } | Request::Write { ino, .. } => *ino,
+            Request::Open { ino, mode } if !mode.direct && self.pages.has_some(*ino) => *ino,
+            _ => return None,
+        };
+        ((lease.content)(ino).is_some() && !self.pages.is_current(now, ino)).then_some(ino)
+    }
+
+    /// The kernel asks. `directory`: of the stream that it names.
+    pub fn on_request(&mut self, now: Time, token: u64, request: &Request, directory: Option<InodeId>, lease: &Lease) {
+        let name = |parent: InodeId, dated| Asked::Name { parents: [parent, parent], dated };
+        let asked = match request {
+            Request::Lookup { parent, .. } | Request::Make { parent, .. } => name(*parent, true),
+            Request::Unlink { parent, .. } | Request::RemoveDirectory { parent, .. } | Request::Link { parent, .. } => name(*parent, false),
+            Request::Rename { from_parent, to_parent, .. } => Asked::Name { parents: [*from_parent, *to_parent], dated: false },
+            Request::GetAttributes { .. } => Asked::Attributes,
+            Request::SetAttributes { .. } => Asked::Changed,
+            Request::Open { ino, mode } => Asked::Open { ino: *ino, direct: mode.direct, truncate: mode.truncate },
+            Request::OpenDirectory { ino } => Asked::OpenDirectory { ino: *ino },
+            Request::Create { parent, mode, .. } => Asked::Create { parent: *parent, direct: mode.direct },
+            Request::Read { ino, handle, range } => {
+                self.pages.begin(now, *ino, token, (lease.content)(*ino));
+                // Through a direct handle whole pages come for a mapping, too; the kernel does not tell which it is.
+                let pages = range.offset.is_multiple_of(PAGE_BYTES) && range.length.is_multiple_of(PAGE_BYTES);
+                Asked::Read { ino: *ino, paged: pages || self.paged.contains(handle) }
+            }
+            Request::Write { ino, handle, offset, kind, .. } => {
+                self.pages.begin(now, *ino, token, (lease.content)(*ino));
+                let paged = *kind == WriteKind::Mapped || self.paged.contains(handle);
+                Asked::Write { ino: *ino, offset: *offset, paged }
+            }
+            Request::ReadDirectory { handle, .. } => {
+                let Some(ino) = directory else { return };
+                let right = (lease.names)(ino);
+                // Listings have no version: what was kept under the right is good as long as that is held.
+                self.pages.learn(now, ino, 0, right);
+                self.pages.begin(now, ino, token, right);
+                Asked::List { ino, paged: self.paged.contains(handle) }
+            }
+            Request::Release { handle } | Request::ReleaseDirectory { handle } => {
+                self.paged.remove(handle);
+                return;
+            }
+            _ => return,
+        };
+        locks(&asked).for_each(|directory| *self.locked.entry(directory).or_default() += 1);
+        moves(&asked).for_each(|ino| *self.moving.entry(ino).or_default() += 1);
+        self.asked.insert(token, asked);
+    }
+
+    /// A write has been done there, before its reply.
+    pub fn on_written(&mut self, now: Time, token: u64, offset: u64, attributes: &Attributes, lease: &Lease) {
+        let Some(&Asked::Write { ino, offset: believed, paged }) = self.asked.get(&token) else { return };
+        self.pages.learn(now, ino, attributes.data_version, (lease.content)(ino));
+        if paged && offset != believed {
+            // The kernel believes its bytes elsewhere.
+            self.pages.doubt(ino);
+            self.dropping.push(ino);
+        }
+    }
+
+    /// Attributes were learnt otherwise.
+    pub fn on_attributes(&mut self, now: Time, attributes: &Attributes, lease: &Lease) {
+        self.pages.learn(now, attributes.ino, attributes.data_version, (lease.content)(attributes.ino));
+    }
+
+    /// A reply is ready. `known`: how often the kernel has been given an inode.
+    pub fn on_reply(&mut self, now: Time, token: u64, reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
+        let asked = self.asked.remove(&token);
+        asked.iter().flat_map(locks).for_each(|directory| _ = lower(&mut self.locked, directory));
+        let mut keep = Keep::default();
+        match (asked, &reply) {
+            (Some(Asked::Attributes), Reply::Attributes(attributes)) => return self.tell(now, token, *attributes, lease),
+            (Some(Asked::Changed), Reply::Attributes(attributes)) => _ = self.attributes(now, attributes, lease),
+            (Some(Asked::Name { parents: [parent, _], dated }), Reply::Entry(attributes)) => {
+                let lifetime = self.attributes(now, attributes, lease);
+                keep.entry = self.name(now, parent, lease);
+                keep.attributes = if dated { lifetime } else { Duration::ZERO };
+            }
+            (Some(Asked::Name { parents: [parent, _], .. }), Reply::Absent) => keep.entry = self.name(now, parent, lease),
+            (Some(Asked::Create { parent, direct }), Reply::Created(handle, attributes)) => {
+                let lifetime = self.attributes(now, attributes, lease);
+                if known(attributes.ino) <= 1 {
+                    keep.entry = self.name(now, parent, lease).min(lifetime);
+                    keep.attributes = keep.entry;
+                }
+                keep.content = self.content(now, attributes.ino, direct, lease);
+                self.opened(*handle, keep.content);
+            }
+            (Some(Asked::Open { ino, direct, truncate }), Reply::Opened(handle)) => {
+                keep.content = self.content(now, ino, direct, lease);
+                if truncate && keep.content == Content::Kept {
+                    keep.content = Content::Fresh;
+                }
+                self.opened(*handle, keep.content);
+            }
+            (Some(Asked::OpenDirectory { ino }), Reply::Opened(handle)) => {
+                keep.content = match (lease.names)(ino) {
+                    None => Content::Direct,
+                    Some(_) if self.pages.is_suspect(ino) => Content::Fresh,
+                    Some(_) => Content::Kept,
+                };
+                self.opened(*handle, keep.content);
+            }
+            (Some(Asked::Read { ino, paged: true } | Asked::Write { ino, paged: true, .. }), Reply::Bytes(_) | Reply::Written(_)) => {
+                self.moved(now, ino, token, (lease.content)(ino))
+            }
+            (Some(Asked::List { ino, paged }), Reply::Listing(listing)) => {
+                if paged {
+                    self.moved(now, ino, token, (lease.names)(ino));
+                } else {
+                    self.pages.end_without(ino, token);
+                }
+                if listing.plus {
+                    keep.lines = self.lines(now, ino, listing, lease);
+                }
+            }
+            (Some(Asked::Read { ino, .. } | Asked::Write { ino, .. } | Asked::List { ino, .. }), _) => self.pages.end_without(ino, token),
+            _ => {}
+        }
+        self.outputs.push_back((Kept::Reply { token, reply, keep }, false));
+        for ino in asked.iter().flat_map(moves) {
+            if lower(&mut self.moving, ino) {
+                self.send_postponed(ino);
+            }
+        }
+        while let Some(ino) = self.dropping.pop() {
+            self.drop_pages(now, ino, None);
+        }
+        self.pump(now);
+    }
+
+    /// The core wants something forgotten.
+    pub fn on_invalidate(&mut self, now: Time, id: u64, what: Invalidation, known: impl Fn(InodeId) -> u64) {
+        let (ino, name) = match what {
+            Invalidation::Inode { ino } => (ino, None),
+            Invalidation::Name { directory, name } => (directory, Some(Some(name))),
+            Invalidation::Names { directory } => (directory, Some(None)),
+        };
+        self.pages.lose(ino);
+        let inodes = if known(ino) > 0 || ino == dfs::types::ROOT { vec![ino] } else { Vec::new() };
+        let mut names = Names::default();
+        if name.is_some() {
+            names.until = self.names_until.get(&ino).copied();
+            // An epoch would not reach a listing that the kernel is still taking; its lock says when it is through.
+            let listing = self.listed.get(&ino).is_some_and(|&at| now < at + limits::RECALL_PATIENCE);
+            names.locked = self.locked.contains_key(&ino) && !listing;
+        }
+        names.busy = self.moving.contains_key(&ino);
+        let name = name.flatten().map(|name| KernelNotice::Entry { parent: ino, name: name.as_bytes().to_vec() });
+        if self.recalls.begin(now, id, self.pages.newest_doubt(), inodes, name, names) && self.pages.is_suspect(ino) {
+            self.drop_pages(now, ino, None);
+        }
+        self.pump(now);
+    }
+
+    /// The kernel took a notice.
+    pub fn on_notified(&mut self, now: Time, id: u64) {
+        self.recalls.on_notified(id, self.pages.newest_doubt());
+        self.pump(now);
+    }
+
+    /// The kernel does not have the inode of that notice.
+    pub fn on_missed(&mut self, now: Time, id: u64) {
+        self.recalls.on_missed(now, id);
+    }
+
+    /// The kernel forgot an inode for good.
+    pub fn on_forget(&mut self, ino: InodeId) {
+        self.pages.forget(ino);
+        self.names_until.remove(&ino);
+        self.listed.remove(&ino);
+    }
+
+    /// The session is over, and all rights with it.
+    pub fn on_session_lost(&mut self, now: Time) {
+        self.recalls.forget_jobs();
+        self.pages.lose_all();
+        self.pages.suspects().into_iter().for_each(|ino| self.sweep(now, ino));
+    }
+
+    /// Something is due.
+    pub fn on_deadline(&mut self, now: Time, known: impl Fn(InodeId) -> u64) {
+        self.recalls.retry(now, self.pages.newest_doubt(), |ino| known(ino) > 0);
+        self.recalls.on_deadline(now, self.pages.newest_doubt());
+        while let Some(&(at, ino)) = self.sweeps.first()
+            && at <= now
+        {
+            self.sweeps.pop_first();
+            self.swept.remove(&ino);
+            if self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
+                self.sweep(now, ino);
+            } else if self.pages.is_suspect(ino) && !self.recalls.is_dropping(ino) {
+                self.drop_pages(now, ino, None);
+            }
+        }
+        let overdue: Vec<InodeId> = self.postponed.iter().filter(|(_, postponed)| postponed.until <= now).map(|(&ino, _)| ino).collect();
+        overdue.into_iter().for_each(|ino| self.send_postponed(ino));
+        while let Some(&(at, token)) = self.held_until.first()
+            && at <= now
+        {
+            self.held_until.pop_first();
+            self.held.remove(&token);
+            let reply = Reply::Error(Status::TimedOut);
+            self.outputs.push_back((Kept::Reply { token, reply, keep: Keep::default() }, false));
+        }
+        self.pump(now);
+    }
+
+    /// When something is due.
+    pub fn next_deadline(&self) -> Time {
+        let sweep = self.sweeps.first().map_or(Time::NEVER, |&(at, _)| at);
+        let held = self.held_until.first().map_or(Time::NEVER, |&(at, _)| at);
+        // As many as there are inodes with requests under way: few.
+        let postponed = self.postponed.values().map(|postponed| postponed.until).min().unwrap_or(Time::NEVER);
+        self.recalls.next_deadline().min(sweep).min(held).min(postponed)
+    }
+
+    /// What is to be done, in order. Replies that were held are judged by the rights of now.
+    pub fn poll(&mut self, now: Time, lease: &Lease) -> Option<Kept> {
+        let (mut kept, released) = self.outputs.pop_front()?;
+        if let (Kept::Reply { reply: Reply::Attributes(attributes), keep, .. }, true) = (&mut kept, released) {
+            keep.attributes = self.attributes(now, attributes, lease);
+        }
+        Some(kept)
+    }
+
+    /// Inodes of which something is remembered.
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Panics if the state contradicts itself.
+    pub fn check_invariants(&self) {
+        self.recalls.check_invariants();
+        assert_eq!(self.held.len(), self.held_until.len(), "each held reply ends");
+        assert!(self.postponed.keys().all(|ino| self.moving.contains_key(ino)), "what is postponed waits for something");
+        assert_eq!(self.sweeps.len(), self.swept.len(), "each sweep is planned once");
+    }
+
+    /// Answers a GETATTR, at once or when suspect pages are gone.
+    fn tell(&mut self, now: Time, token: u64, attributes: Attributes, lease: &Lease) {
+        let lifetime = self.attributes(now, &attributes, lease);
+        if attributes.kind == FileKind::File && self.pages.is_suspect(attributes.ino) {
+            let until = now + self.patience;
+            self.held.insert(token, Held { attributes, until });
+            self.held_until.insert((until, token));
+            self.drop_pages(now, attributes.ino, Some(Waiter::Reply(token)));
+            return self.pump(now);
+        }
+        let keep = Keep { attributes: lifetime, ..Keep::default() };
+        self.outputs.push_back((Kept::Reply { token, reply: Reply::Attributes(attributes), keep }, false));
+    }
+
+    /// Lifetime of attributes that are told now.
+    fn attributes(&mut self, now: Time, attributes: &Attributes, lease: &Lease) -> Duration {
+        let ino = attributes.ino;
+        let right = (lease.content)(ino);
+        if attributes.kind == FileKind::File {
+            self.pages.learn(now, ino, attributes.data_version, right);
+            if self.pages.is_suspect(ino) {
+                return Duration::ZERO;
+            }
+        }
+        self.lifetime(now, right, limits::KERNEL_ATTRIBUTES_TTL)
+    }
+
+    /// Lifetime of a name in the directory that is told now.
+    fn name(&mut self, now: Time, directory: InodeId, lease: &Lease) -> Duration {
+        let lifetime = self.lifetime(now, (lease.names)(directory), limits::KERNEL_NAMES_TTL);
+        if !lifetime.is_zero() {
+            // The kernel rounds up to its ticks.
+            let until = now + lifetime + limits::RECALL_PATIENCE;
+            let known = self.names_until.entry(directory).or_insert(until);
+            *known = until.max(*known);
+        }
+        lifetime
+    }
+
+    fn lifetime(&self, now: Time, right: Option<Time>, max: Duration) -> Duration {
+        right.map_or(Duration::ZERO, |until| until.since(now)).min(max).max(self.relaxed)
+    }
+
+    fn lines(&mut self, now: Time, directory: InodeId, listing: &Listing, lease: &Lease) -> Vec<Duration> {
+        let name = self.name(now, directory, lease);
+        if !name.is_zero() {
+            self.listed.insert(directory, now);
+        }
+        let entries = &listing.entries[listing.start..];
+        let lifetime = |entry: &dfs::wire::namespace::DirectoryEntry| {
+            let ino = entry.attributes.ino;
+            let right = (lease.content)(ino);
+            if !entry.current || name.is_zero() {
+                return Duration::ZERO;
+            }
+            if entry.attributes.kind == FileKind::File && self.pages.would_doubt(now, ino, entry.attributes.data_version, right) {
+                return Duration::ZERO;
+            }
+            self.lifetime(now, right, limits::KERNEL_ATTRIBUTES_TTL).min(name)
+        };
+        entries.iter().map(lifetime).collect()
+    }
+
+    /// How a file is opened.
+    fn content(&mut self, now: Time, ino: InodeId, direct: bool, lease: &Lease) -> Content {
+        if direct || ((lease.content)(ino).is_none() && self.relaxed.is_zero()) {
+            return Content::Direct;
+        }
+        if self.pages.is_suspect(ino) {
+            self.drop_pages(now, ino, None);
+        }
+        if self.pages.may_be_kept(now, ino) { Content::Kept } else { Content::Fresh }
+    }
+
+    fn opened(&mut self, handle: Handle, content: Content) {
+        if content != Content::Direct {
+            self.paged.insert(handle);
+        }
+    }
+
+    /// Bytes or entries go into the kernel's pages. What is there without a right is dropped as soon as it has been used: nobody will recall
+    /// it, and a mapping shows it without asking.
+    fn moved(&mut self, now: Time, ino: InodeId, token: u64, right: Option<Time>) {
+        if self.pages.end(ino, token, right) {
+            return;
+        }
+        if self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
+            self.sweep(now, ino);
+        } else {
+            self.dropping.push(ino);
+        }
+    }
+
+    fn sweep(&mut self, now: Time, ino: InodeId) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.swept.entry(ino) {
+            let at = now + limits::SUSPECT_PAGES_MAX_AGE;
+            entry.insert(at);
+            self.sweeps.insert((at, ino));
+        }
+    }
+
+    fn drop_pages(&mut self, now: Time, ino: InodeId, waiter: Option<Waiter>) {
+        if self.moving.contains_key(&ino) {
+            let until = now + limits::RECALL_PATIENCE;
+            self.postponed.entry(ino).or_insert(Postponed { until, waiters: Vec::new() }).waiters.extend(waiter);
+        } else {
+            self.recalls.drop_pages(ino, self.pages.newest_doubt(), waiter.into_iter().collect());
+        }
+    }
+
+    fn send_postponed(&mut self, ino: InodeId) {
+        let Some(Postponed { waiters, .. }) = self.postponed.remove(&ino) else { return };
+        self.recalls.drop_pages(ino, self.pages.newest_doubt(), waiters);
+    }
+
+    fn pump(&mut self, now: Time) {
+        while let Some(recalled) = self.recalls.poll() {
+            match recalled {
+                Recalled::Notify { id, notice } => self.outputs.push_back((Kept::Notify { id, notice }, false)),
+                Recalled::Obeyed { id } => self.outputs.push_back((Kept::Obeyed { id }, false)),
+                Recalled::Settled { ino, doubt } => {
+                    self.pages.settle(ino, doubt);
+                    if self.pages.is_suspect(ino) {
+                        self.sweep(now, ino);
+                    }
+                }
+                Recalled::Release(token) => {
+                    let Some(Held { attributes, until }) = self.held.remove(&token) else { continue };
+                    self.held_until.remove(&(until, token));
+                    let reply = Reply::Attributes(attributes);
+                    self.outputs.push_back((Kept::Reply { token, reply, keep: Keep::default() }, true));
+                }
+            }
+        }
+    }
+}
+
+/// The inode of whose pages the kernel holds some locked for that request.
+fn moves(asked: &Asked) -> impl Iterator<Item = InodeId> + use<> {
+    match *asked {
+        Asked::Read { ino, paged: true } | Asked::Write { ino, paged: true, .. } => Some(ino),
+        _ => None,
+    }
+    .into_iter()
+}
+
+/// Counts down; true when none is left.
+fn lower(counts: &mut BTreeMap<InodeId, usize>, ino: InodeId) -> bool {
+    let count = counts.get_mut(&ino).expect("counted up before");
+    *count -= 1;
+    let none = *count == 0;
+    if none {
+        counts.remove(&ino);
+    }
+    none
+}
+
+/// Directories whose lock the kernel holds for that request.
+fn locks(asked: &Asked) -> impl Iterator<Item = InodeId> + use<> {
+    let [first, second] = match *asked {
+        Asked::Name { parents: [first, second], .. } => [Some(first), (first != second).then_some(second)],
+        Asked::Create { parent, .. } => [Some(parent), None],
+        Asked::List { ino, .. } => [Some(ino), None],
+        _ => [None, None],
+    };
+    first.into_iter().chain(second)
+}
+
+#[cfg(test)]
+mod tests;

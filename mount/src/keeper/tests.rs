@@ -1,0 +1,449 @@
+//! The keeper by scripts: the test plays the core's rights, the translator's replies and the kernel.
+
+use dfs::types::{Cookie, Name, ROOT, Timestamp};
+use dfs::wire::namespace::{DirectoryEntry, SetAttributes};
+
+use super::*;
+use crate::requests::OpenMode;
+
+const INO: InodeId = InodeId(9);
+const HANDLE: Handle = Handle(1);
+
+/// What the core would say, and a clock.
+struct Script {
+    keeper: Keeper,
+    now: Time,
+    content: Option<Time>,
+    names: Option<Time>,
+    known: u64,
+    token: u64,
+}
+
+fn seconds(seconds: u64) -> Time {
+    Time(seconds * 1_000_000_000)
+}
+
+fn attributes(data_version: u64) -> Attributes {
+    let time = Timestamp::default();
+    Attributes {
+        ino: INO,
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        links: 1,
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        rdev: 0,
+        version: 1,
+        data_version,
+        parent: ROOT,
+    }
+}
+
+impl Script {
+    /// A session whose lease ends at second 104, and that has every right.
+    fn new() -> Self {
+        let mut keeper = Keeper::new(Duration::ZERO, Duration::from_secs(10));
+        keeper.set_epoch(true);
+        Script { keeper, now: seconds(100), content: Some(seconds(104)), names: Some(seconds(104)), known: 1, token: 0 }
+    }
+
+    fn with<R>(&mut self, then: impl FnOnce(&mut Keeper, Time, &Lease) -> R) -> R {
+        let (content, names) = (self.content, self.names);
+        let lease = Lease { content: &|_| content, names: &|_| names };
+        let done = then(&mut self.keeper, self.now, &lease);
+        self.keeper.check_invariants();
+        done
+    }
+
+    fn ask(&mut self, request: &Request) -> u64 {
+        self.token += 1;
+        let token = self.token;
+        self.with(|keeper, now, lease| keeper.on_request(now, token, request, Some(INO), lease));
+        token
+    }
+
+    fn answer(&mut self, token: u64, reply: Reply) {
+        let known = self.known;
+        self.with(|keeper, now, lease| keeper.on_reply(now, token, reply, |_| known, lease));
+    }
+
+    fn poll(&mut self) -> Option<Kept> {
+        self.with(|keeper, now, lease| keeper.poll(now, lease))
+    }
+
+    /// Asks and answers; what the kernel may keep of it.
+    fn keep(&mut self, request: &Request, reply: Reply) -> Keep {
+        let token = self.ask(request);
+        self.answer(token, reply);
+        match self.poll() {
+            Some(Kept::Reply { token: of, keep, .. }) if of == token => keep,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn notice(&mut self) -> (u64, KernelNotice) {
+        match self.poll() {
+            Some(Kept::Notify { id, notice }) => (id, notice),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn notified(&mut self, id: u64) {
+        self.with(|keeper, now, _| keeper.on_notified(now, id));
+    }
+
+    fn invalidate(&mut self, id: u64, what: Invalidation) {
+        let known = self.known;
+        self.with(|keeper, now, _| keeper.on_invalidate(now, id, what, |_| known));
+    }
+
+    fn read(&mut self) {
+        let range = dfs::types::ByteRange { offset: 0, length: 4096 };
+        self.keep(&Request::Read { ino: INO, handle: HANDLE, range }, Reply::Bytes(bytes::Bytes::new()));
+    }
+
+    fn stat(&mut self, data_version: u64) -> Keep {
+        self.keep(&Request::GetAttributes { ino: INO }, Reply::Attributes(attributes(data_version)))
+    }
+
+    fn open(&mut self) -> Content {
+        self.keep(&Request::Open { ino: INO, mode: OpenMode::default() }, Reply::Opened(HANDLE)).content
+    }
+
+    fn quiet(&mut self) {
+        let next = self.poll();
+        assert!(next.is_none(), "{next:?}");
+    }
+}
+
+fn lookup() -> Request {
+    Request::Lookup { parent: ROOT, name: b"a".to_vec() }
+}
+
+#[test]
+fn lifetimes_end_with_the_right_and_with_their_bound() {
+    let mut script = Script::new();
+    let keep = script.keep(&lookup(), Reply::Entry(attributes(1)));
+    assert_eq!((keep.entry, keep.attributes), (Duration::from_secs(1), Duration::from_secs(4)));
+    script.content = Some(seconds(200));
+    assert_eq!(script.stat(1).attributes, Duration::from_secs(5));
+    script.names = Some(script.now + Duration::from_millis(300));
+    assert_eq!(script.keep(&lookup(), Reply::Absent).entry, Duration::from_millis(300));
+    (script.names, script.content) = (None, None);
+    assert_eq!(script.keep(&lookup(), Reply::Entry(attributes(1))), Keep::default());
+    script.keeper.relaxed = Duration::from_secs(60);
+    let keep = script.keep(&lookup(), Reply::Entry(attributes(1)));
+    assert_eq!((keep.entry, keep.attributes), (Duration::from_secs(60), Duration::from_secs(60)), "if one asked for it");
+}
+
+#[test]
+fn replies_that_the_kernel_takes_unconditionally_give_attributes_no_lifetime() {
+    let mut script = Script::new();
+    let set = Request::SetAttributes { ino: INO, set: SetAttributes::default() };
+    assert_eq!(script.keep(&set, Reply::Attributes(attributes(1))), Keep::default());
+    let link = Request::Link { ino: INO, parent: ROOT, name: b"b".to_vec() };
+    let keep = script.keep(&link, Reply::Entry(attributes(1)));
+    assert_eq!((keep.entry, keep.attributes), (Duration::from_secs(1), Duration::ZERO));
+    let create = Request::Create { parent: ROOT, name: b"a".to_vec(), permissions: 0o600, mode: OpenMode::default() };
+    assert!(!script.keep(&create, Reply::Created(HANDLE, attributes(1))).attributes.is_zero(), "a new inode");
+    script.known = 2;
+    assert!(script.keep(&create, Reply::Created(HANDLE, attributes(1))).attributes.is_zero(), "one that the kernel knew");
+}
+
+#[test]
+fn pages_are_kept_over_close_and_open_while_nobody_else_changes_the_file() {
+    let mut script = Script::new();
+    script.stat(1);
+    assert_eq!(script.open(), Content::Fresh);
+    script.read();
+    assert_eq!(script.open(), Content::Kept);
+    script.content = None;
+    assert_eq!(script.open(), Content::Direct, "without a right nothing is cached");
+    script.content = Some(seconds(104));
+    let direct = OpenMode { direct: true, ..OpenMode::default() };
+    assert_eq!(script.keep(&Request::Open { ino: INO, mode: direct }, Reply::Opened(HANDLE)).content, Content::Direct);
+}
+
+#[test]
+fn a_recall_is_obeyed_when_the_kernel_has_dropped_the_pages() {
+    let mut script = Script::new();
+    script.stat(1);
+    script.read();
+    script.content = None;
+    script.invalidate(7, Invalidation::Inode { ino: INO });
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Inode { ino: INO });
+    script.quiet();
+    script.notified(id);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 7 }));
+    assert!(!script.keeper.pages.is_suspect(INO));
+    // Of what the kernel does not know there is nothing to forget.
+    script.known = 0;
+    script.invalidate(8, Invalidation::Inode { ino: INO });
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 8 }));
+}
+
+#[test]
+fn no_attributes_are_told_while_pages_are_suspect() {
+    let mut script = Script::new();
+    script.stat(1);
+    script.read();
+    script.invalidate(7, Invalidation::Inode { ino: INO });
+    let (blocked, _) = script.notice();
+    script.now = script.now + limits::RECALL_PATIENCE;
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Attributes { ino: INO });
+    script.notified(id);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 7 }), "somebody waits for it");
+    // The right is back, the pages are still there.
+    let token = script.ask(&Request::GetAttributes { ino: INO });
+    script.answer(token, Reply::Attributes(attributes(2)));
+    script.quiet();
+    let other = script.keep(&lookup(), Reply::Entry(attributes(2)));
+    assert!(other.attributes.is_zero() && !other.entry.is_zero(), "names need not wait");
+    assert_eq!(script.open(), Content::Fresh);
+    script.notified(blocked);
+    // The notice may have passed before the question came: another one goes, and then the reply.
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Inode { ino: INO });
+    script.notified(id);
+    match script.poll() {
+        Some(Kept::Reply { token: of, keep, .. }) => assert_eq!((of, keep.attributes.is_zero()), (token, false)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_held_reply_ends_at_its_deadline() {
+    let mut script = Script::new();
+    script.content = None;
+    script.read();
+    let (id, _) = script.notice();
+    let token = script.ask(&Request::GetAttributes { ino: INO });
+    script.answer(token, Reply::Attributes(attributes(1)));
+    script.now = script.now + Duration::from_secs(10);
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
+    let reply = Reply::Error(Status::TimedOut);
+    assert_eq!(script.poll(), Some(Kept::Reply { token, reply, keep: Keep::default() }));
+    script.notified(id);
+    let (id, _) = script.notice();
+    script.notified(id);
+    while script.poll().is_some() {}
+    assert!(!script.keeper.pages.is_suspect(INO));
+}
+
+#[test]
+fn what_is_read_without_a_right_is_dropped_at_once() {
+    let mut script = Script::new();
+    script.content = None;
+    script.read();
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Inode { ino: INO });
+    // More is read meanwhile: one more notice for all of it.
+    script.read();
+    script.read();
+    script.notified(id);
+    let (id, _) = script.notice();
+    assert!(script.keeper.pages.is_suspect(INO));
+    script.notified(id);
+    script.quiet();
+    assert!(!script.keeper.pages.is_suspect(INO));
+    // Bytes that go to a program directly are in no page.
+    let range = dfs::types::ByteRange { offset: 5, length: 100 };
+    script.keep(&Request::Read { ino: INO, handle: HANDLE, range }, Reply::Bytes(bytes::Bytes::new()));
+    script.quiet();
+}
+
+#[test]
+fn the_version_is_learnt_before_a_read_whose_right_was_not_used_for_long() {
+    let mut script = Script::new();
+    script.stat(1);
+    script.now = seconds(110);
+    script.content = Some(seconds(114));
+    let range = dfs::types::ByteRange { offset: 0, length: 4096 };
+    let read = Request::Read { ino: INO, handle: HANDLE, range };
+    assert_eq!(script.with(|keeper, now, lease| keeper.wants(now, &read, lease)), Some(INO));
+    script.with(|keeper, now, lease| keeper.on_attributes(now, &attributes(1), lease));
+    assert_eq!(script.with(|keeper, now, lease| keeper.wants(now, &read, lease)), None);
+    script.read();
+    assert_eq!(script.open(), Content::Kept);
+}
+
+#[test]
+fn bytes_that_were_appended_elsewhere_than_the_kernel_believes_are_dropped_at_once() {
+    let mut script = Script::new();
+    script.stat(1);
+    assert_eq!(script.open(), Content::Fresh);
+    let bytes = bytes::Bytes::from_static(b"abc");
+    let write = Request::Write { ino: INO, handle: HANDLE, offset: 5, bytes, kind: WriteKind::Append };
+    for (offset, moved) in [(5, false), (8, true)] {
+        let token = script.ask(&write);
+        script.with(|keeper, now, lease| keeper.on_written(now, token, offset, &attributes(offset), lease));
+        script.answer(token, Reply::Written(3));
+        assert!(matches!(script.poll(), Some(Kept::Reply { .. })));
+        assert_eq!(script.keeper.pages.is_suspect(INO), moved);
+    }
+    script.known = 1;
+    script.stat_waits();
+}
+
+impl Script {
+    fn stat_waits(&mut self) {
+        let token = self.ask(&Request::GetAttributes { ino: INO });
+        self.answer(token, Reply::Attributes(attributes(9)));
+        loop {
+            match self.poll() {
+                Some(Kept::Notify { id, .. }) => self.notified(id),
+                Some(Kept::Reply { token: of, .. }) if of == token => return,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn names_are_recalled_one_by_one_or_by_epoch_when_the_directory_is_locked() {
+    let mut script = Script::new();
+    let name = || Invalidation::Name { directory: ROOT, name: Name::new("a").unwrap() };
+    // Nothing was given with a lifetime: attributes and listing only.
+    script.invalidate(1, name());
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Inode { ino: ROOT });
+    script.notified(id);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 1 }));
+
+    script.keep(&lookup(), Reply::Absent);
+    script.invalidate(2, name());
+    let (first, _) = script.notice();
+    let (second, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Entry { parent: ROOT, name: b"a".to_vec() });
+    script.notified(first);
+    script.quiet();
+    script.notified(second);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 2 }));
+
+    // A creation here waits at the leader with the directory's lock in the kernel.
+    let create = Request::Create { parent: ROOT, name: b"b".to_vec(), permissions: 0o600, mode: OpenMode::default() };
+    let token = script.ask(&create);
+    script.invalidate(3, name());
+    let mut notices = Vec::new();
+    while let Some(Kept::Notify { id, notice }) = script.poll() {
+        notices.push(notice.clone());
+        if !matches!(notice, KernelNotice::Inode { .. }) {
+            script.notified(id);
+        }
+    }
+    let expected = [KernelNotice::Inode { ino: ROOT }, KernelNotice::Attributes { ino: ROOT }, KernelNotice::Epoch];
+    assert_eq!(notices, expected);
+    script.answer(token, Reply::Error(Status::Exists));
+    script.invalidate(4, Invalidation::Names { directory: ROOT });
+    assert!(matches!(script.poll(), Some(Kept::Obeyed { id: 3 }) | Some(Kept::Reply { .. })));
+}
+
+#[test]
+fn listings_tell_only_current_attributes_with_a_lifetime() {
+    let mut script = Script::new();
+    let entry = |number: u64, current| DirectoryEntry {
+        name: Name::new(format!("n{number}")).unwrap(),
+        cookie: Cookie(number),
+        attributes: Attributes { ino: InodeId(100 + number), ..attributes(1) },
+        current,
+    };
+    let entries = std::sync::Arc::new(vec![entry(1, true), entry(2, false), entry(3, true)]);
+    let directory = Attributes { kind: FileKind::Directory, ..attributes(1) };
+    let listing = || Listing { plus: true, offset: 3, directory, entries: entries.clone(), start: 1 };
+    let list = Request::ReadDirectory { handle: HANDLE, offset: 3, plus: true };
+    assert_eq!(script.keep(&list, Reply::Listing(listing())).lines, [Duration::ZERO, Duration::from_secs(1)]);
+    script.names = None;
+    assert_eq!(script.keep(&list, Reply::Listing(listing())).lines, [Duration::ZERO; 2]);
+}
+
+#[test]
+fn a_directory_is_cached_under_its_right_until_it_is_lost() {
+    let mut script = Script::new();
+    let open = Request::OpenDirectory { ino: INO };
+    assert_eq!(script.keep(&open, Reply::Opened(HANDLE)).content, Content::Kept);
+    let list = Request::ReadDirectory { handle: HANDLE, offset: 0, plus: false };
+    let token = script.ask(&list);
+    script.names = None;
+    script.invalidate(1, Invalidation::Names { directory: INO });
+    let directory = Attributes { kind: FileKind::Directory, ..attributes(1) };
+    script.answer(token, Reply::Listing(Listing { plus: false, offset: 0, directory, entries: Default::default(), start: 0 }));
+    assert!(script.keeper.pages.is_suspect(INO), "the listing is of before");
+    assert_eq!(script.keep_after_notices(&open).content, Content::Direct);
+    script.names = Some(seconds(104));
+    assert_eq!(script.keep(&open, Reply::Opened(HANDLE)).content, Content::Fresh);
+}
+
+impl Script {
+    fn keep_after_notices(&mut self, open: &Request) -> Keep {
+        while self.poll().is_some() {}
+        self.keep(open, Reply::Opened(HANDLE))
+    }
+}
+
+#[test]
+fn a_lost_session_leaves_no_jobs_and_nothing_to_trust() {
+    let mut script = Script::new();
+    script.stat(1);
+    script.read();
+    script.invalidate(1, Invalidation::Inode { ino: INO });
+    let (id, _) = script.notice();
+    (script.content, script.names) = (None, None);
+    script.with(|keeper, now, _| keeper.on_session_lost(now));
+    script.notified(id);
+    script.quiet();
+    script.now = script.keeper.next_deadline();
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Inode { ino: INO });
+    script.notified(id);
+    script.keeper.on_forget(INO);
+    assert!(script.keeper.is_empty());
+}
+
+#[test]
+fn notices_do_not_wait_in_the_kernel_for_requests_that_are_under_way() {
+    let mut script = Script::new();
+    script.stat(1);
+    script.read();
+    let range = dfs::types::ByteRange { offset: 0, length: 4096 };
+    let read = script.ask(&Request::Read { ino: INO, handle: HANDLE, range });
+    script.content = None;
+    script.invalidate(7, Invalidation::Inode { ino: INO });
+    let (id, notice) = script.notice();
+    assert_eq!(notice, KernelNotice::Attributes { ino: INO }, "its pages are locked: attributes first");
+    script.notified(id);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 7 }));
+    let stat = script.ask(&Request::GetAttributes { ino: INO });
+    script.answer(stat, Reply::Attributes(attributes(2)));
+    script.quiet();
+    script.answer(read, Reply::Bytes(bytes::Bytes::new()));
+    assert!(matches!(script.poll(), Some(Kept::Reply { token, .. }) if token == read));
+    while let Some(kept) = script.poll() {
+        match kept {
+            Kept::Notify { id, notice } => {
+                assert_eq!(notice, KernelNotice::Inode { ino: INO });
+                script.notified(id);
+            }
+            Kept::Reply { token, .. } => assert_eq!(token, stat),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!script.keeper.pages.is_suspect(INO));
+    // A request that takes long postpones it no longer than the patience.
+    script.ask(&Request::Read { ino: INO, handle: HANDLE, range });
+    let stat = script.ask(&Request::GetAttributes { ino: INO });
+    script.keeper.pages.doubt(INO);
+    script.answer(stat, Reply::Attributes(attributes(2)));
+    script.quiet();
+    script.now = script.keeper.next_deadline();
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
+    assert!(matches!(script.notice(), (_, KernelNotice::Inode { .. })));
+}
