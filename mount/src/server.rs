@@ -127,6 +127,7 @@ fn kind(request: &Request) -> &'static str {
         Request::Create { .. } => "create",
         Request::Read { .. } => "read",
         Request::Write { .. } => "write",
+        Request::Flush { .. } => "flush",
         Request::Release { .. } => "release",
         Request::OpenDirectory { .. } => "opendir",
         Request::ReadDirectory { plus: false, .. } => "readdir",
