@@ -6,7 +6,7 @@
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Attributes, FileKind, InodeId, Name, RequestNumber, Rights, Timestamp};
+use crate::types::{Attributes, InodeId, Name, RequestNumber, Rights};
 use crate::wire::message::{Grant, Response};
 use crate::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Replied};
 
@@ -67,7 +67,8 @@ impl Core {
                 }
                 let limit = (*limit as usize).min(limits::READDIR_ENTRIES_MAX);
                 let (lines, end) = self.names.lines(*ino, *after, limit)?;
-                let entries = lines.into_iter().map(|line| self.known_line(now, line)).collect();
+                // One question about all of them is better than one about each whose attributes are not known.
+                let entries = lines.into_iter().map(|line| self.known_line(now, line)).collect::<Option<Vec<_>>>()?;
                 Answer::Directory { entries, end, attributes }
             }
             _ => return None,
@@ -98,12 +99,10 @@ impl Core {
     /// `WRITE`. Nothing is written behind yet.
     pub(super) fn overlay(&self, _attributes: &mut Attributes) {}
 
-    fn known_line(&mut self, now: Time, line: Line) -> DirectoryEntry {
-        let Line { cookie, name, ino, kind } = line;
-        match self.known_attributes(now, ino) {
-            Some(attributes) => DirectoryEntry { name, cookie, attributes, current: true },
-            None => DirectoryEntry { name, cookie, attributes: number_and_kind(ino, kind), current: false },
-        }
+    fn known_line(&mut self, now: Time, line: Line) -> Option<DirectoryEntry> {
+        let Line { cookie, name, ino } = line;
+        let attributes = self.known_attributes(now, ino)?;
+        Some(DirectoryEntry { name, cookie, attributes, current: true })
     }
 
     /// Counts an open in without a word to the leader, if a right protects the inode.
@@ -340,29 +339,5 @@ impl Core {
         if self.rights.held(directory).contains(Rights::NAMES) && self.recalls.may_grant(directory) {
             self.names.learn(directory, name, entry);
         }
-    }
-}
-
-/// Attributes of which nothing else is known.
-fn number_and_kind(ino: InodeId, kind: FileKind) -> Attributes {
-    let zero = Timestamp::default();
-    let (mode, uid, gid, links, size, blocks, rdev) = (0, 0, 0, 1, 0, 0, 0);
-    let (version, data_version, parent) = (0, 0, InodeId(0));
-    Attributes {
-        ino,
-        kind,
-        mode,
-        uid,
-        gid,
-        links,
-        size,
-        blocks,
-        atime: zero,
-        mtime: zero,
-        ctime: zero,
-        rdev,
-        version,
-        data_version,
-        parent,
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::limits;
-use crate::types::{Cookie, FileKind, InodeId, Name};
+use crate::types::{Cookie, InodeId, Name};
 use crate::wire::namespace::DirectoryEntry;
 
 /// Memory that an entry or a line takes beside its name.
@@ -26,7 +26,6 @@ pub(super) struct Line {
     pub(super) cookie: Cookie,
     pub(super) name: Name,
     pub(super) ino: InodeId,
-    pub(super) kind: FileKind,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +98,7 @@ impl Names {
             if known.entries.insert(name.clone(), Entry::There(ino)).is_none() {
                 bytes += name.as_bytes().len() + OVERHEAD_BYTES;
             }
-            known.lines.push(Line { cookie, name, ino, kind: entry.attributes.kind });
+            known.lines.push(Line { cookie, name, ino });
         }
         if end {
             // All names have passed by: whatever else was believed about others is older.
@@ -195,7 +194,7 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Attributes, Timestamp};
+    use crate::types::{Attributes, FileKind, Timestamp};
 
     const DIRECTORY: InodeId = InodeId(1);
 
