@@ -85,11 +85,8 @@ pub(super) struct Leading {
     pub(super) holds: Holds,
     pub(super) rights: RightsTable,
     pub(super) gate: Gate,
-<<<<<<< HEAD
     pub(super) shortage: Shortage,
-=======
     pub(super) locks: LockQueues,
->>>>>>> main
     /// Duties under way, until when.
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
@@ -114,11 +111,8 @@ impl Leading {
             holds: Holds::default(),
             rights: RightsTable::default(),
             gate: Gate::default(),
-<<<<<<< HEAD
             shortage: Shortage::default(),
-=======
             locks: LockQueues::default(),
->>>>>>> main
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
             spared: BTreeMap::new(),
