@@ -29,7 +29,6 @@ impl Node {
         let now = self.now;
         let Command::Request { session, number, op, .. } = &command else { unreachable!("only requests of clients are admitted") };
         let id = (*session, *number);
-        let executed = self.namespace.outcome(id.0, id.1).is_some() || self.namespace.session(id.0).is_none();
         let Some(leading) = &mut self.leading else { return self.fail(asker, Status::NotLeader) };
         if let Op::Write { behind: Some(_), .. } = op {
             leading.gate.on_progress(now, id.0);
@@ -42,7 +41,7 @@ impl Node {
             }
             return;
         }
-        if executed || claims::is_free(op) {
+        if claims::is_free(op) {
             _ = self.propose_for(asker, command);
             return;
         }
@@ -96,9 +95,19 @@ impl Node {
     fn judge_op(&mut self, id: OpId) -> Verdict {
         let now = self.now;
         let ignorant = self.sabotaged(Sabotage::RecallIgnored);
+        let executed = self.namespace.outcome(id.0, id.1).is_some() || self.namespace.session(id.0).is_none();
+        let caught_up = self.has_caught_up();
         let Some(leading) = &mut self.leading else { return Verdict::Wait };
+        // Before the entries of earlier terms are applied, the tree says neither what the operation changes nor who writes what.
+        if !caught_up {
+            leading.gate.wait_for_start(id);
+            return Verdict::Wait;
+        }
         if !leading.gate.has_names(id) {
             return Verdict::Wait;
+        }
+        if executed {
+            return Verdict::Propose;
         }
         let Some(passage) = leading.gate.passage(id) else { return Verdict::Wait };
         let Some(Command::Request { op, .. }) = &passage.command else { return Verdict::Wait };
@@ -125,6 +134,11 @@ impl Node {
             return Verdict::Propose;
         }
         if self.want_recalls(Waiter::Op(id), items) { Verdict::Wait } else { Verdict::Propose }
+    }
+
+    /// Whether everything that earlier leaders put into the log is applied here.
+    pub(super) fn has_caught_up(&self) -> bool {
+        self.leading.as_ref().is_some_and(|leading| self.applied_term >= leading.term())
     }
 
     fn op_in_way(&mut self, id: OpId) -> Vec<(SessionId, Recall)> {

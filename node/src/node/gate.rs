@@ -86,6 +86,8 @@ pub(super) struct Gate {
     /// Sessions older than the term that have not told what they may cache.
     unknown: BTreeSet<SessionId>,
     waiting_for_unknown: BTreeSet<OpId>,
+    /// Operations that came before the log of earlier terms was applied.
+    early: BTreeSet<OpId>,
     /// To be looked at again.
     ready: VecDeque<Waiter>,
     number: u64,
@@ -163,6 +165,7 @@ impl Gate {
             self.ready.extend(behind.into_iter().map(Waiter::Op));
         }
         self.waiting_for_unknown.remove(&id);
+        self.early.remove(&id);
         Some(passage)
     }
 
@@ -214,6 +217,21 @@ impl Gate {
 impl Gate {
     pub fn set_unknown(&mut self, sessions: impl Iterator<Item = SessionId>) {
         self.unknown = sessions.collect();
+    }
+
+    /// Another session of the term before, of which the log tells only now.
+    pub fn add_unknown(&mut self, session: SessionId) {
+        self.unknown.insert(session);
+    }
+
+    /// Lets an operation wait until the log of earlier terms is applied.
+    pub fn wait_for_start(&mut self, id: OpId) {
+        self.early.insert(id);
+    }
+
+    /// The log of earlier terms is applied.
+    pub fn start(&mut self) {
+        self.ready.extend(std::mem::take(&mut self.early).into_iter().map(Waiter::Op));
     }
 
     /// The session has told, or what it has is void.
@@ -392,5 +410,123 @@ impl Gate {
             }
         }
         assert_eq!(self.wanted.len(), self.outstanding.values().map(|outstanding| outstanding.items.len()).sum::<usize>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs::link::LinkId;
+    use dfs::types::{Name, ROOT};
+
+    use super::*;
+
+    const A: OpId = (SessionId(1), RequestNumber(1));
+    const B: OpId = (SessionId(2), RequestNumber(1));
+    const FILE: InodeId = InodeId(7);
+    const NOW: Time = Time(1_000_000_000);
+
+    fn enter(gate: &mut Gate, id: OpId, names: &[&str]) {
+        let asker = Asker { link: LinkId(LinkId::INCOMING), request: id.1.0 };
+        let mut names: Vec<NameKey> = names.iter().map(|text| (ROOT, Name::new(*text).unwrap())).collect();
+        names.sort();
+        gate.enter(id, asker, Command::Noop, names);
+    }
+
+    fn changes(ino: InodeId) -> Claim {
+        Claim { changes: vec![(ino, Rights::NONE)], ..Claim::default() }
+    }
+
+    fn ready(gate: &mut Gate) -> Vec<Waiter> {
+        std::iter::from_fn(|| gate.next_ready()).collect()
+    }
+
+    fn back(session: SessionId, keep: Rights) -> (SessionId, Recall) {
+        (session, Recall::Inode { ino: FILE, keep })
+    }
+
+    #[test]
+    fn names_are_taken_in_order_and_never_half() {
+        let (mut gate, c) = (Gate::default(), (SessionId(3), RequestNumber(1)));
+        enter(&mut gate, A, &["x"]);
+        enter(&mut gate, B, &["x", "y"]);
+        enter(&mut gate, c, &["y"]);
+        assert!(gate.has_names(A) && !gate.has_names(B) && !gate.has_names(c), "the third queues behind the second");
+        gate.leave(A);
+        assert_eq!(ready(&mut gate), [Waiter::Op(B)]);
+        assert!(gate.has_names(B));
+        gate.leave(B);
+        assert!(gate.has_names(c));
+        gate.check_invariants();
+    }
+
+    #[test]
+    fn an_inode_is_closed_as_long_as_any_change_is_on_its_way() {
+        let mut gate = Gate::default();
+        for id in [A, B] {
+            enter(&mut gate, id, &[]);
+            gate.close(id, changes(FILE));
+        }
+        gate.leave(A);
+        assert!(gate.is_closed(FILE) && gate.is_closed_by_other(A.0, FILE) && !gate.is_closed_by_other(B.0, FILE));
+        gate.leave(B);
+        assert!(!gate.is_closed(FILE));
+        gate.check_invariants();
+    }
+
+    #[test]
+    fn one_recall_serves_all_who_wait_for_it() {
+        let (mut gate, holder) = (Gate::default(), SessionId(9));
+        enter(&mut gate, A, &[]);
+        enter(&mut gate, B, &[]);
+        let first = gate.want(NOW, Waiter::Op(A), vec![back(holder, Rights::NONE)]);
+        assert_eq!(first.len(), 1);
+        assert!(gate.want(NOW, Waiter::Op(B), vec![back(holder, Rights::READ)]).is_empty(), "who gives all back gives this as well");
+        assert_eq!(gate.take_due(NOW), first);
+        assert!(gate.take_due(NOW).is_empty());
+        assert_eq!(gate.take_due(NOW + limits::RECALL_RESEND), first, "said again");
+        gate.send_again(NOW, holder);
+        assert_eq!(gate.take_due(NOW), first, "and at once over a new link");
+        gate.check_invariants();
+        assert!(gate.settle(NOW, first[0]).is_some() && gate.settle(NOW, first[0]).is_none());
+        assert_eq!(ready(&mut gate), [Waiter::Op(A), Waiter::Op(B)]);
+        gate.check_invariants();
+    }
+
+    #[test]
+    fn a_recall_without_progress_stalls_its_session() {
+        let (mut gate, holder) = (Gate::default(), SessionId(9));
+        gate.want(NOW, Waiter::Query(1), vec![back(holder, Rights::NONE)]);
+        let late = NOW + limits::SESSION_LEASE + limits::RECALL_RESEND;
+        assert!(gate.is_stalled(late, holder) && !gate.is_stalled(late, A.0));
+        gate.on_progress(late, holder);
+        assert!(!gate.is_stalled(late, holder));
+        gate.end(late, holder);
+        assert!(gate.recalled_sessions().is_empty());
+        gate.check_invariants();
+    }
+
+    #[test]
+    fn changes_wait_for_sessions_of_which_nothing_is_known() {
+        let mut gate = Gate::default();
+        gate.set_unknown([A.0, B.0].into_iter());
+        enter(&mut gate, A, &[]);
+        gate.close(A, changes(FILE));
+        assert!(gate.waits_for_unknown(A));
+        gate.know(B.0);
+        assert_eq!(ready(&mut gate), [Waiter::Op(A)]);
+        assert!(!gate.waits_for_unknown(A), "its own session is in nobody's way");
+    }
+
+    #[test]
+    fn often_recalled_rights_cool_down() {
+        let (mut gate, holder) = (Gate::default(), SessionId(9));
+        for _ in 0..limits::COOL_RECALLS {
+            assert!(!gate.is_cooling(NOW, FILE));
+            let numbers = gate.want(NOW, Waiter::Query(1), vec![back(holder, Rights::NONE)]);
+            gate.settle(NOW, numbers[0]);
+        }
+        assert!(gate.is_cooling(NOW, FILE) && !gate.is_cooling(NOW + limits::COOL_TIME, FILE));
+        gate.cool(NOW + limits::COOL_TIME + limits::COOL_WINDOW + limits::COOL_WINDOW);
+        assert!(gate.heats.is_empty());
     }
 }

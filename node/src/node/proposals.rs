@@ -124,7 +124,7 @@ impl Node {
         // Every node decodes alike, so an entry that is none changes nothing anywhere.
         let entry = if data.is_empty() { empty } else { codec::decode(data, limits::CONTROL_BODY_BYTES_MAX).unwrap_or(empty) };
         let newborn = match &entry.command {
-            Command::OpenSession { session, .. } if self.namespace.session(*session).is_none() => Some(*session),
+            Command::OpenSession { session, caches } if self.namespace.session(*session).is_none() => Some((*session, *caches)),
             _ => None,
         };
         // What was done long ago is answered as it was then: it tells nothing about now, so nothing may be kept of it.
@@ -135,9 +135,17 @@ impl Node {
         let result = self.namespace.apply(index, &entry);
         self.applied(index, term);
         if let Some(leading) = &mut self.leading {
-            if let Some(session) = newborn.filter(|_| result.is_ok()) {
-                leading.holds.begin(session);
-                leading.rights.begin(session);
+            match newborn.filter(|_| result.is_ok()) {
+                Some((session, _)) if term == leading.term() => {
+                    leading.holds.begin(session);
+                    leading.rights.begin(session);
+                }
+                // It was opened under an earlier leader, who may have given it anything.
+                Some((session, true)) => leading.gate.add_unknown(session),
+                _ => {}
+            }
+            if term == leading.term() {
+                leading.gate.start();
             }
             duty(&entry.command).into_iter().for_each(|duty| leading.settle(duty));
             if let Command::Reap { .. } = entry.command {
@@ -212,8 +220,9 @@ impl Node {
         let term = self.leads().unwrap_or_default();
         Ok(match command {
             Command::Request { .. } => Response::Replied { replied, grants: Vec::new(), term, epoch },
-            Command::OpenSession { session, .. } => {
-                let era = self.leading.as_ref().map_or(0, |leading| leading.rights.era(*session));
+            Command::OpenSession { session, caches } => {
+                let known = self.leading.as_ref().map_or(0, |leading| leading.rights.era(*session));
+                let era = if *caches { known } else { 1 };
                 Response::Renewed { term, epoch, time: self.cluster_time(), era }
             }
             Command::SetMember(_) => Response::Joined { map: self.map.clone() },
