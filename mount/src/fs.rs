@@ -112,6 +112,11 @@ impl Fs {
         self.drain(now);
     }
 
+    /// The kernel was given an inode otherwise than by a reply: tests begin with such.
+    pub fn on_known(&mut self, ino: InodeId) {
+        self.translator.on_known(ino);
+    }
+
     /// The kernel forgot an inode.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) {
         if self.translator.on_forget(ino, count) {

@@ -173,6 +173,11 @@ impl Translator {
         }
     }
 
+    /// The kernel was given an inode otherwise than by a reply.
+    pub fn on_known(&mut self, ino: InodeId) {
+        self.handles.know(ino);
+    }
+
     /// The kernel forgot an inode `count` times. True: it has dropped it.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) -> bool {
         self.handles.forget(ino, count)

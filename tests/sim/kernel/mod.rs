@@ -165,6 +165,8 @@ impl Mount {
     /// The daemon reads its requests and writes its replies. Tells whether it did anything.
     fn run_daemon(&mut self, now: Time) -> bool {
         let mut moved = false;
+        let adopted = std::mem::take(&mut self.kernel.0.borrow_mut().adopted);
+        adopted.into_iter().for_each(|ino| self.fs.on_known(ino));
         loop {
             let request = self.kernel.0.borrow_mut().requests.pop_front();
             let Some((token, context, request)) = request else { break };

@@ -82,6 +82,8 @@ pub struct State {
     /// Requests that the daemon has not read yet.
     pub requests: VecDeque<(u64, Context, Request)>,
     pub forgets: Vec<(InodeId, u64)>,
+    /// Inodes that a system call names and no reply has brought: the workload knows them by number.
+    pub adopted: Vec<InodeId>,
     /// Replies, and when the daemon wrote them. Whoever waits may run only a while later.
     pub replies: BTreeMap<u64, ((Reply, Keep), Time)>,
     pub scheduled: BTreeMap<u64, Time>,
@@ -153,6 +155,18 @@ impl State {
         }
         self.scheduled.remove(&number);
         self.replies.remove(&number)
+    }
+
+    /// The kernel has the inode, whatever it is.
+    pub fn adopt(&mut self, ino: InodeId, blank: Attributes) {
+        if self.inodes.contains_key(&ino) {
+            return;
+        }
+        let (pages, dirty) = Default::default();
+        let inode = Inode { attributes: Attributes { ino, ..blank }, valid_until: Time(0), version: 0, size: 0, pages, dirty, lookups: 1 };
+        self.inodes.insert(ino, inode);
+        self.adopted.push(ino);
+        self.changes += 1;
     }
 
     /// Drops an inode that is not open, as memory pressure does; no system call is under way.

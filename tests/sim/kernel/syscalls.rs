@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use dfs::client::{Call, Reply};
 use dfs::status::Status;
-use dfs::types::{Attributes, ByteRange, InodeId, Name};
+use dfs::types::{Attributes, ByteRange, FileKind, InodeId, Name, Timestamp};
 use dfs::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, Replied, SetAttributes, WriteAt};
 use dfs_mount::requests::{Context, OpenMode, Reply as Fuse, Request, WriteKind};
 
@@ -18,6 +18,28 @@ const READ_MAX: u64 = 32 * PAGE;
 /// Writes longer than this may be made through a mapping: those of files with one writer, since a mapping writes whole pages.
 const MAPPED_MIN: usize = 16;
 
+/// What is known of an inode before anything is.
+fn blank() -> Attributes {
+    let time = Timestamp::default();
+    Attributes {
+        ino: InodeId(0),
+        kind: FileKind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        links: 1,
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        rdev: 0,
+        version: 0,
+        data_version: 0,
+        parent: InodeId(0),
+    }
+}
+
 fn user(uid: u32) -> Context {
     Context { uid, gid: 0, pid: 1 }
 }
@@ -29,6 +51,14 @@ fn missing(result: Result<Option<InodeId>, Status>) -> Result<InodeId, Status> {
 impl Kernel {
     /// Carries out a call of the workload. `luck` decides what a program would: whether a file stays open.
     pub(super) async fn call(&self, call: Call, luck: u64) -> Result<Reply, Status> {
+        if let Call::Query(Query::Attributes { ino } | Query::ReadDirectory { ino, .. })
+        | Call::Read { ino, .. }
+        | Call::Write { ino, .. }
+        | Call::Sync { ino }
+        | Call::Op(Op::SetAttributes { ino, .. } | Op::Link { ino, .. }) = &call
+        {
+            self.state(|state| state.adopt(*ino, blank()));
+        }
         match call {
             Call::Op(op) => self.change(op, luck).await,
             Call::Query(Query::Lookup { parent, name }) => {
