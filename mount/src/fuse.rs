@@ -15,10 +15,10 @@ use dfs::client::driver;
 use dfs::limits;
 use dfs::locks::{LockMode, LockRange};
 use dfs::types::{ByteRange, InodeId};
-use dfs::wire::namespace::{LockWait, NewKind, RenameMode, SetAttributes, SetLock, Space};
+use dfs::wire::namespace::{LockWait, NewKind, RenameMode, SetAttributes, SetLock, Sought, Space};
 use fuser::*;
 
-use crate::errno::{errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
+use crate::errno::{allocate_mode, errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
 use crate::lock_request;
 use crate::requests::{Context, Handle, Listing, OpenMode, Reply, Request as Asked, WriteKind};
 use crate::server::Input;
@@ -43,6 +43,7 @@ pub enum Slot {
     Directory(ReplyDirectory),
     DirectoryPlus(ReplyDirectoryPlus),
     Lock(ReplyLock),
+    Seek(ReplyLseek),
 }
 
 impl Slot {
@@ -64,6 +65,7 @@ impl Slot {
             (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
             (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
             (Slot::Lock(slot), Reply::Lock(found)) => send_lock(slot, *found),
+            (Slot::Seek(slot), Reply::Sought(offset)) => slot.offset(*offset as i64),
             (slot, Reply::Error(status)) => slot.fail(errno(*status)),
             (slot, _) => slot.fail(Errno::EIO),
         }
@@ -83,6 +85,7 @@ impl Slot {
             Slot::Directory(slot) => slot.error(errno),
             Slot::DirectoryPlus(slot) => slot.error(errno),
             Slot::Lock(slot) => slot.error(errno),
+            Slot::Seek(slot) => slot.error(errno),
         }
     }
 }
@@ -477,8 +480,8 @@ impl Filesystem for Shell {
     }
 
     // From here on: what is answered without the cluster. The kernel remembers ENOSYS and asks no more; to programs it says what belongs
-    // there: EOPNOTSUPP for extended attributes and fallocate, a plain copy
-    // for copy_file_range, the whole file as data for SEEK_DATA.
+    // there: EOPNOTSUPP for extended attributes, ENOTTY for ioctl.
+
     fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, position: u32, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
@@ -522,18 +525,27 @@ impl Filesystem for Shell {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fallocate(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn fallocate(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        // Taking a range out of a file or putting one in is refused, as tmpfs does.
+        let Some(mode) = allocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let range = ByteRange { offset, length };
+        self.ask(req, Asked::Allocate { ino: inode(ino), handle: Handle(fh.0), range, mode }, Slot::Empty(reply));
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
+    fn lseek(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let what = match whence {
+            libc::SEEK_DATA => Sought::Data,
+            libc::SEEK_HOLE => Sought::Hole,
+            _ => return reply.error(Errno::EINVAL), // the kernel asks for no other
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.ask(req, Asked::Seek { ino: inode(ino), handle: Handle(fh.0), offset, what }, Slot::Seek(reply));
     }
 
     #[allow(clippy::too_many_arguments)]
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -544,7 +556,9 @@ impl Filesystem for Shell {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::ENOSYS);
+        let (from, to) = ((inode(ino_in), Handle(fh_in.0)), (inode(ino_out), Handle(fh_out.0)));
+        let request = Asked::Copy { from, from_offset: offset_in, to, to_offset: offset_out, length: len };
+        self.ask(req, request, Slot::Write(reply));
     }
 }
 

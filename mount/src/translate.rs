@@ -4,6 +4,7 @@
 //! handles and what has to happen when a call ends. Every request gets exactly one reply, except those that want none.
 
 mod locks;
+mod space;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -45,6 +46,8 @@ enum Shape {
     Space,
     Done,
     Lock,
+    /// Of fallocate's kin, see `space`.
+    Range,
 }
 
 /// An open that waits for its hold or its truncation.
@@ -248,6 +251,11 @@ impl Translator {
                 if let Some(sequence) = self.handles.begin_stream(ino) {
                     self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
                 }
+            }
+            Request::Allocate { ino, handle, range, mode } => return self.allocate(token, context, (ino, handle), range, mode),
+            Request::Seek { ino, handle, offset, what } => return self.seek(token, (ino, handle), offset, what),
+            Request::Copy { from, from_offset, to, to_offset, length } => {
+                return self.copy(token, context, (from, from_offset), (to, to_offset), length);
             }
             Request::ReadDirectory { handle, offset, plus } => return self.list(token, handle, offset, plus),
             Request::ReleaseDirectory { handle } => {
@@ -460,6 +468,7 @@ fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
         (Shape::Space, client::Reply::Answer(Answer::Space(space))) => Reply::Space(space),
         (Shape::Done, _) => Reply::Done,
         (Shape::Lock, reply) => locks::shaped(reply)?,
+        (Shape::Range, reply) => space::shaped(reply)?,
         _ => return Err(Status::Internal),
     })
 }
@@ -491,7 +500,9 @@ fn is_change(request: &Request) -> bool {
         | Request::Rename { .. }
         | Request::Link { .. }
         | Request::Create { .. }
-        | Request::Write { .. } => true,
+        | Request::Write { .. }
+        | Request::Allocate { .. }
+        | Request::Copy { .. } => true,
         Request::Open { mode, .. } => mode.write || mode.truncate,
         _ => false,
     }

@@ -54,6 +54,11 @@ pub fn op(op: &Op) -> Result<(), Status> {
         }
         Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
         Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
+        Op::Allocate { range, .. } => no_overflow(range.offset, range.length),
+        Op::Copy { from_offset, to_offset, length, .. } => {
+            no_overflow(*from_offset, *length)?;
+            no_overflow(*to_offset, *length)
+        }
     }
 }
 
@@ -94,7 +99,8 @@ fn query(query: &Query) -> Result<(), Status> {
         | Query::ReadDirectory { .. }
         | Query::Hold { .. }
         | Query::Release { .. }
-        | Query::Space => Ok(()),
+        | Query::Space
+        | Query::Seek { .. } => Ok(()),
         Query::Reclaim { held, rights, .. } => {
             require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
             self::rights(rights)
@@ -168,8 +174,10 @@ fn answer(answer: &Answer) -> Result<(), Status> {
             extents.iter().try_for_each(extent)?;
             chunks.iter().try_for_each(place)
         }
-        Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
         Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
+        Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) | Answer::Sought { .. } => {
+            Ok(())
+        }
     }
 }
 
