@@ -281,7 +281,7 @@ fn what_own_work_costs_with_caches() {
     let Reply::Replied(Replied::Entry { attributes, .. }) = cluster.try_call(client, Call::Op(make)) else { panic!() };
     let directory = attributes.ino;
     let lookup = Call::Query(Query::Lookup { parent: directory, name: name("file") });
-    assert_eq!(cluster.cost(client, &[lookup.clone()]), (0, 0), "a new directory is empty");
+    assert_eq!(cluster.cost(client, std::slice::from_ref(&lookup)), (0, 0), "a new directory is empty");
     let before = cluster.counters(client);
     let kind = NewKind::File;
     let op =
