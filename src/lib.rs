@@ -17,5 +17,6 @@ pub mod status;
 pub mod time;
 pub mod types;
 pub mod wire;
+pub mod xattr;
 
 pub use client::Client;

@@ -1,7 +1,7 @@
 //! The FUSE shell: decodes requests, hands them with their reply objects to the loop thread, and sends the replies from there.
 //!
 //! Owns nothing of the file system. A FUSE thread only waits when the queue to the loop thread, or the allowance of unanswered requests, is
-//! full; what needs no state (extended attributes, flush, ...) is answered at once.
+//! full; what needs no state (flush, ...) is answered at once.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,10 +15,12 @@ use dfs::client::driver;
 use dfs::limits;
 use dfs::types::{ByteRange, InodeId};
 use dfs::wire::namespace::{NewKind, RenameMode, SetAttributes, Space};
+use dfs::xattr::{TRUSTED_PREFIX, XattrCondition};
 use fuser::*;
 
+use crate::caller::Caller;
 use crate::errno::{errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
-use crate::requests::{Context, Handle, Listing, OpenMode, Reply, Request as Asked, WriteKind};
+use crate::requests::{Context, Handle, Listing, NewXattr, OpenMode, Reply, Request as Asked, WriteKind};
 use crate::server::Input;
 
 /// Nothing may be cached: another mount may change it at any time.
@@ -40,6 +42,9 @@ pub enum Slot {
     Space(ReplyStatfs),
     Directory(ReplyDirectory),
     DirectoryPlus(ReplyDirectoryPlus),
+    /// With the size of the caller's buffer; 0 asks for the length.
+    Xattr(ReplyXattr, u32),
+    Xattrs(ReplyXattr, u32, Caller),
 }
 
 impl Slot {
@@ -60,6 +65,8 @@ impl Slot {
             (Slot::Space(slot), Reply::Space(space)) => send_space(slot, space),
             (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
             (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
+            (Slot::Xattr(slot, size), Reply::Xattr(value)) => send_sized(slot, size, value),
+            (Slot::Xattrs(slot, size, caller), Reply::Xattrs(names)) => send_sized(slot, size, &visible(names, caller)),
             (slot, Reply::Error(status)) => slot.fail(errno(*status)),
             (slot, _) => slot.fail(Errno::EIO),
         }
@@ -78,6 +85,7 @@ impl Slot {
             Slot::Space(slot) => slot.error(errno),
             Slot::Directory(slot) => slot.error(errno),
             Slot::DirectoryPlus(slot) => slot.error(errno),
+            Slot::Xattr(slot, _) | Slot::Xattrs(slot, ..) => slot.error(errno),
         }
     }
 }
@@ -88,6 +96,24 @@ fn send_space(slot: ReplyStatfs, space: &Space) {
     let files = space.inodes.saturating_add(space.inodes_available);
     let (size, name) = (BLOCK_BYTES as u32, limits::NAME_BYTES_MAX as u32);
     slot.statfs(blocks(space.capacity), blocks(free), blocks(space.available), files, space.inodes_available, size, name, size);
+}
+
+/// A value for a buffer of that size, or its length if that is 0.
+fn send_sized(slot: ReplyXattr, size: u32, value: &[u8]) {
+    match size as usize {
+        0 => slot.size(value.len() as u32),
+        size if size < value.len() => slot.error(Errno::ERANGE),
+        _ => slot.data(value),
+    }
+}
+
+/// The names that the caller may see. Others that it may not read are shown on local file systems too.
+fn visible(names: &Bytes, caller: Caller) -> Bytes {
+    let names_of = || names.split_inclusive(|&byte| byte == 0);
+    if !names_of().any(|name| name.starts_with(TRUSTED_PREFIX)) || caller.sees_trusted() {
+        return names.clone();
+    }
+    names_of().filter(|name| !name.starts_with(TRUSTED_PREFIX)).flatten().copied().collect()
 }
 
 fn send_listing(mut slot: ReplyDirectory, listing: &Listing) -> usize {
@@ -183,7 +209,7 @@ impl Shell {
 }
 
 /// What is asked of the kernel, where it has it; each flag on its own, so that an older kernel without one still serves.
-const CAPABILITIES: [InitFlags; 10] = [
+const CAPABILITIES: [InitFlags; 12] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_BIG_WRITES,
@@ -194,6 +220,9 @@ const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
+    // With the umask left to the namespace, which knows whether a default ACL stands in for it.
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 #[allow(unused_variables)]
@@ -253,8 +282,10 @@ impl Filesystem for Shell {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             ctime: ctime.map(|time| dfs::wire::namespace::SetTime::At(timestamp_of_request(time))),
-            // Without FUSE_HANDLE_KILLPRIV the kernel itself sends the mode that chown and truncate leave.
+            // Without FUSE_HANDLE_KILLPRIV the kernel itself sends the mode that chown and truncate leave, but for one case: see the
+            // translator.
             kill_privileges: false,
+            kill_setgid: false,
         };
         self.ask(req, Asked::SetAttributes { ino: inode(ino), set }, Slot::Attributes(reply));
     }
@@ -263,19 +294,18 @@ impl Filesystem for Shell {
         self.ask(req, Asked::ReadLink { ino: inode(ino) }, Slot::Data(reply));
     }
 
-    // The umask has been applied by the kernel, which is not asked for FUSE_DONT_MASK.
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = new_kind(mode, rdev) else { return reply.error(Errno::EINVAL) };
-        self.ask(req, make(parent, name, kind, mode), Slot::Entry(reply));
+        self.ask(req, make(parent, name, kind, mode, umask), Slot::Entry(reply));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.ask(req, make(parent, name, NewKind::Directory, mode), Slot::Entry(reply));
+        self.ask(req, make(parent, name, NewKind::Directory, mode, umask), Slot::Entry(reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = NewKind::Symlink { target: bytes_of(target.as_os_str()) };
-        self.ask(req, make(parent, link_name, kind, 0o777), Slot::Entry(reply));
+        self.ask(req, make(parent, link_name, kind, 0o777, 0), Slot::Entry(reply));
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -317,8 +347,9 @@ impl Filesystem for Shell {
     }
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
-        let (parent, name, permissions) = (inode(parent), bytes_of(name), permissions(mode));
-        self.ask(req, Asked::Create { parent, name, permissions, mode: OpenMode::of(flags) }, Slot::Create(reply));
+        let (parent, name, umask) = (inode(parent), bytes_of(name), permissions(umask));
+        let request = Asked::Create { parent, name, permissions: permissions(mode), umask, mode: OpenMode::of(flags) };
+        self.ask(req, request, Slot::Create(reply));
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -405,26 +436,29 @@ impl Filesystem for Shell {
         self.ask(req, Asked::Space, Slot::Space(reply));
     }
 
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, position: u32, reply: ReplyEmpty) {
+        let condition = XattrCondition { create: flags & libc::XATTR_CREATE != 0, replace: flags & libc::XATTR_REPLACE != 0 };
+        let permit = Permit::take(&self.allowance, value.len());
+        let new = NewXattr { name: bytes_of(name), value: Bytes::copy_from_slice(value), condition };
+        self.ask_with(permit, req, Asked::SetXattr { ino: inode(ino), new }, Slot::Empty(reply));
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.ask(req, Asked::Xattr { ino: inode(ino), name: bytes_of(name), size }, Slot::Xattr(reply, size));
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.ask(req, Asked::Xattrs { ino: inode(ino) }, Slot::Xattrs(reply, size, caller(req)));
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.ask(req, Asked::RemoveXattr { ino: inode(ino), name: bytes_of(name) }, Slot::Empty(reply));
+    }
+
     // From here on: what is answered without the cluster. The kernel remembers ENOSYS and asks no more; to programs it says what belongs
-    // there: success for flush (nothing is dirty after write(2) returned), EOPNOTSUPP for extended attributes and fallocate, a plain copy
+    // there: success for flush (nothing is dirty after write(2) returned), EOPNOTSUPP for fallocate, a plain copy
     // for copy_file_range, the whole file as data for SEEK_DATA.
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, position: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
 
@@ -485,6 +519,10 @@ fn bytes_of(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
 
-fn make(parent: INodeNo, name: &OsStr, kind: NewKind, mode: u32) -> Asked {
-    Asked::Make { parent: InodeId(parent.0), name: bytes_of(name), kind, mode: permissions(mode) }
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+fn make(parent: INodeNo, name: &OsStr, kind: NewKind, mode: u32, umask: u32) -> Asked {
+    Asked::Make { parent: InodeId(parent.0), name: bytes_of(name), kind, mode: permissions(mode), umask: permissions(umask) }
 }

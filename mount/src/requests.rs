@@ -8,6 +8,7 @@ use bytes::Bytes;
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, InodeId};
 use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, Space};
+use dfs::xattr::XattrCondition;
 
 /// Who asks, as the kernel tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,6 +75,7 @@ pub enum Request {
         name: Vec<u8>,
         kind: NewKind,
         mode: u16,
+        umask: u16,
     },
     Unlink {
         parent: InodeId,
@@ -103,6 +105,7 @@ pub enum Request {
         parent: InodeId,
         name: Vec<u8>,
         permissions: u16,
+        umask: u16,
         mode: OpenMode,
     },
     Read {
@@ -137,6 +140,31 @@ pub enum Request {
         handle: Handle,
     },
     Space,
+    /// Value of an extended attribute, for a buffer of that size; 0 asks for its length.
+    Xattr {
+        ino: InodeId,
+        name: Vec<u8>,
+        size: u32,
+    },
+    Xattrs {
+        ino: InodeId,
+    },
+    SetXattr {
+        ino: InodeId,
+        new: NewXattr,
+    },
+    RemoveXattr {
+        ino: InodeId,
+        name: Vec<u8>,
+    },
+}
+
+/// An extended attribute to be set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewXattr {
+    pub name: Vec<u8>,
+    pub value: Bytes,
+    pub condition: XattrCondition,
 }
 
 /// The answer to one request.
@@ -153,6 +181,9 @@ pub enum Reply {
     Written(u32),
     Listing(Listing),
     Space(Space),
+    Xattr(Bytes),
+    /// Names, each with a NUL behind it.
+    Xattrs(Bytes),
 }
 
 /// Entries of a directory from some position on; the kernel takes as many as fit its buffer and asks again from there.

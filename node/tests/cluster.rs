@@ -307,7 +307,7 @@ fn name(text: &str) -> Name {
 }
 
 fn create(text: &str, hold: bool) -> Op {
-    Op::Create { parent: ROOT, name: name(text), kind: NewKind::File, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold }
+    Op::Create { parent: ROOT, name: name(text), kind: NewKind::File, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold, umask: 0 }
 }
 
 #[test]

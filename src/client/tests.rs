@@ -394,6 +394,7 @@ fn attributes(ino: InodeId, file: &File) -> Attributes {
         version: 0,
         data_version: file.version.data,
         parent: InodeId(1),
+        xattrs: Default::default(),
     }
 }
 

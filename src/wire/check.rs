@@ -9,6 +9,7 @@ use crate::status::Status;
 use crate::types::{Address, ByteRange, Name, Timestamp};
 use crate::wire::message::{Body, Failure, Notice, RaftMessage, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
+use crate::xattr::XattrName;
 
 /// Subtree hashes that the range of one chunk can need: two per level of the tree.
 const PROOF_HASHES_MAX: usize = 2 * (usize::BITS - (limits::CHUNK_BYTES_MAX / limits::VERIFY_GROUP_BYTES).leading_zeros()) as usize;
@@ -50,6 +51,11 @@ pub fn op(op: &Op) -> Result<(), Status> {
             patches.iter().try_for_each(patch)?;
             chunks.iter().try_for_each(claim)
         }
+        Op::SetXattr { name, value, .. } => {
+            require(value.len() <= limits::XATTR_VALUE_BYTES_MAX)?;
+            xattr_name(name)
+        }
+        Op::RemoveXattr { name, .. } => xattr_name(name),
     }
 }
 
@@ -83,13 +89,15 @@ fn query(query: &Query) -> Result<(), Status> {
             path.iter().try_for_each(name)
         }
         Query::Extents { range, .. } => no_overflow(range.offset, range.length),
+        Query::Xattr { name, .. } => xattr_name(name),
         Query::Attributes { .. }
         | Query::ReadLink { .. }
         | Query::ReadDirectory { .. }
         | Query::Hold { .. }
         | Query::Release { .. }
         | Query::Reclaim { .. }
-        | Query::Space => Ok(()),
+        | Query::Space
+        | Query::Xattrs { .. } => Ok(()),
     }
 }
 
@@ -143,6 +151,8 @@ fn answer(answer: &Answer) -> Result<(), Status> {
             extents.iter().try_for_each(extent)?;
             chunks.iter().try_for_each(place)
         }
+        Answer::Xattr(value) => require(value.len() <= limits::XATTR_VALUE_BYTES_MAX),
+        Answer::Xattrs(names) => require(names.len() <= limits::XATTR_LIST_BYTES_MAX),
         Answer::Done | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
     }
 }
@@ -201,6 +211,10 @@ fn report(report: &StatusReport) -> Result<(), Status> {
 }
 
 fn name(name: &Name) -> Result<(), Status> {
+    name.check().map_err(|_| Status::Malformed)
+}
+
+fn xattr_name(name: &XattrName) -> Result<(), Status> {
     name.check().map_err(|_| Status::Malformed)
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Timestamp};
+use crate::xattr::{XattrCondition, XattrName};
 
 /// What `Create` makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,8 @@ pub struct SetAttributes {
     pub ctime: Option<SetTime>,
     /// Clear setuid, and setgid where the group may execute, as the kernel asks on chown, truncate and write by others than root.
     pub kill_privileges: bool,
+    /// Clear setgid whatever the group may do, as Linux does when the one who changes the file is not in its group.
+    pub kill_setgid: bool,
 }
 
 /// Where a patch goes.
@@ -97,7 +100,8 @@ pub struct ChunkClaim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Makes an inode and its entry. `exclusive`: an existing name is an error, else an existing regular file is the answer
-    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session.
+    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session. `umask`: bits that the mode loses unless the
+    /// parent has a default ACL.
     Create {
         parent: InodeId,
         name: Name,
@@ -107,6 +111,7 @@ pub enum Op {
         gid: u32,
         exclusive: bool,
         hold: bool,
+        umask: u16,
     },
     Link {
         ino: InodeId,
@@ -147,6 +152,18 @@ pub enum Op {
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
     },
+    /// `drop_setgid`: an access ACL takes setgid away, because its setter is not in the file's group.
+    SetXattr {
+        ino: InodeId,
+        name: XattrName,
+        value: Bytes,
+        condition: XattrCondition,
+        drop_setgid: bool,
+    },
+    RemoveXattr {
+        ino: InodeId,
+        name: XattrName,
+    },
 }
 
 /// What an operation answered.
@@ -158,7 +175,7 @@ pub enum Replied {
         attributes: Attributes,
         created: bool,
     },
-    /// SetAttributes.
+    /// SetAttributes, SetXattr, RemoveXattr.
     Attributes(Attributes),
     /// Write: where the first patch went, and the inode after it.
     Written {
@@ -214,6 +231,15 @@ pub enum Query {
     },
     /// Sizes for `statfs`.
     Space,
+    /// Value of an extended attribute.
+    Xattr {
+        ino: InodeId,
+        name: XattrName,
+    },
+    /// Names of all extended attributes.
+    Xattrs {
+        ino: InodeId,
+    },
 }
 
 /// Version of where a file's bytes are: data version, and a counter that folding and repair advance too.
@@ -284,6 +310,9 @@ pub enum Answer {
         attributes: Attributes,
     },
     Space(Space),
+    Xattr(Bytes),
+    /// As listxattr(2) gives them: each with a NUL behind it.
+    Xattrs(Bytes),
 }
 
 impl NewKind {

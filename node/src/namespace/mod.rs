@@ -4,6 +4,7 @@
 //! node, and on an error nothing has changed. It names no clock, randomness or unordered map. What is to be done outside comes out as
 //! [`Effect`]s. Refuses to know about Raft, links, open files (the leader's volatile table) and where chunks should be placed.
 
+mod acl;
 mod chunks;
 mod cluster;
 mod command;
@@ -17,6 +18,7 @@ mod query;
 mod session;
 mod snapshot;
 mod store;
+mod xattr;
 
 #[cfg(test)]
 mod model_test;
@@ -43,6 +45,7 @@ use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
 use store::Store;
+use xattr::NewXattr;
 
 /// What is replicated besides the tables: small, copied whole into a snapshot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,8 +137,8 @@ impl Namespace {
     /// Carries out one operation of a client.
     fn operate(&mut self, session: SessionId, op: &Op, now: Timestamp) -> Result<Replied, Status> {
         match op {
-            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _ } => {
-                let new = NewInode { kind, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive };
+            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, umask } => {
+                let new = NewInode { kind, mode: *mode, umask: *umask, uid: *uid, gid: *gid, exclusive: *exclusive };
                 self.create(Place { parent: *parent, name }, new, now)
             }
             Op::Link { ino, parent, name } => self.link(*ino, Place { parent: *parent, name }, now),
@@ -151,6 +154,10 @@ impl Namespace {
                 let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
                 self.fold(session, at, (patches, chunks))
             }
+            Op::SetXattr { ino, name, value, condition, drop_setgid } => {
+                self.set_xattr(*ino, NewXattr { name, value, condition: *condition, drop_setgid: *drop_setgid }, now)
+            }
+            Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name, now),
         }
     }
 

@@ -45,6 +45,8 @@ impl Namespace {
             },
             Query::ReadDirectory { ino, after, limit } => self.read_directory(*ino, *after, *limit),
             Query::Extents { ino, range, known } => self.extents(*ino, *range, *known),
+            Query::Xattr { ino, name } => self.xattr(*ino, name),
+            Query::Xattrs { ino } => self.xattrs(*ino),
             Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
         }
     }

@@ -33,6 +33,13 @@ enum Row {
     Outcome(SessionId, u64, Box<Outcome>),
     /// The state hash that all rows together must give.
     End(u64),
+    Xattr {
+        ino: InodeId,
+        #[serde(with = "dfs::types::serde_bytes_vec")]
+        name: Vec<u8>,
+        #[serde(with = "dfs::types::serde_bytes_vec")]
+        value: Vec<u8>,
+    },
 }
 
 /// A snapshot on its way out.
@@ -68,6 +75,7 @@ fn row_of(key: Key, record: Record) -> Row {
         (Key::Chunk(hash), Record::Chunk(chunk)) => Row::Chunk(hash, chunk),
         (Key::Session(id), Record::Session(session)) => Row::Session(id, session),
         (Key::Outcome(id, number), Record::Outcome(outcome)) => Row::Outcome(id, number, outcome),
+        (Key::Xattr(ino, name), Record::Xattr(value)) => Row::Xattr { ino, name: name.to_vec(), value: value.into() },
         _ => unreachable!("a record under a key of another table"),
     }
 }
@@ -175,6 +183,7 @@ impl SnapshotLoader {
             Row::Chunk(hash, chunk) => store.put_chunk(hash, Some(chunk)),
             Row::Session(id, session) => store.put_session(id, Some(session)),
             Row::Outcome(id, number, outcome) => store.put(Key::Outcome(id, number), Some(Record::Outcome(outcome))),
+            Row::Xattr { ino, name, value } => store.put_xattr(ino, &name, Some(&value)),
             Row::End(hash) => self.end = Some(hash),
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use dfs::capacity::chunk_charge;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
+use dfs::xattr::XattrFlags;
 
 use super::chunks::ChunkRecord;
 use super::digest::Digest;
@@ -28,6 +29,7 @@ pub(super) enum Key {
     Chunk(ChunkHash),
     Session(SessionId),
     Outcome(SessionId, u64),
+    Xattr(InodeId, NameBytes),
 }
 
 /// A record of any table.
@@ -39,6 +41,7 @@ pub(super) enum Record {
     Chunk(ChunkRecord),
     Session(Session),
     Outcome(Box<Outcome>),
+    Xattr(Box<[u8]>),
 }
 
 /// A name in a directory.
@@ -86,6 +89,7 @@ pub(super) struct Store {
     chunks: BTreeMap<ChunkHash, ChunkRecord>,
     sessions: BTreeMap<SessionId, Session>,
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
+    xattrs: BTreeMap<(InodeId, NameBytes), Box<[u8]>>,
     /// Derived: names by cookie.
     cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
     /// Derived: inodes without a name.
@@ -111,6 +115,7 @@ impl Record {
             (Key::Chunk(hash), Record::Chunk(chunk)) => chunk.digest(hash),
             (Key::Session(id), Record::Session(session)) => session.digest(*id),
             (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
+            (Key::Xattr(ino, name), Record::Xattr(value)) => Digest::new(7).word(ino.0).bytes(name).bytes(value).end(),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -119,12 +124,13 @@ impl Record {
     fn weight(&self, key: &Key) -> u64 {
         match (key, self) {
             (Key::Entry(_, name), _) => 168 + name.len() as u64,
+            (Key::Xattr(_, name), Record::Xattr(value)) => 128 + (name.len() + value.len()) as u64,
             (_, Record::Inode(inode)) => inode.weight(),
             (_, Record::Slot(slot)) => slot.weight(),
             (_, Record::Chunk(chunk)) => chunk.weight(),
             (_, Record::Session(session)) => session.weight(),
             (_, Record::Outcome(_)) => 256,
-            (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
+            (_, Record::Entry(_) | Record::Xattr(_)) => unreachable!("a record under a key of another table"),
         }
     }
 
@@ -228,6 +234,8 @@ impl Store {
             (Key::Session(id), None) => self.sessions.remove(&id).map(Record::Session),
             (Key::Outcome(id, number), Some(Record::Outcome(outcome))) => self.outcomes.insert((id, number), outcome).map(Record::Outcome),
             (Key::Outcome(id, number), None) => self.outcomes.remove(&(id, number)).map(Record::Outcome),
+            (Key::Xattr(ino, name), Some(Record::Xattr(value))) => self.xattrs.insert((ino, name), value).map(Record::Xattr),
+            (Key::Xattr(ino, name), None) => self.xattrs.remove(&(ino, name)).map(Record::Xattr),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -267,6 +275,28 @@ impl Store {
 
     pub fn put_outcome(&mut self, id: SessionId, number: u64, outcome: Option<Outcome>) {
         self.put(Key::Outcome(id, number), outcome.map(|outcome| Record::Outcome(Box::new(outcome))));
+    }
+}
+
+/// Extended attributes.
+impl Store {
+    pub fn put_xattr(&mut self, ino: InodeId, name: &[u8], value: Option<&[u8]>) {
+        self.put(Key::Xattr(ino, name.into()), value.map(|value| Record::Xattr(value.into())));
+    }
+
+    pub fn xattr(&self, ino: InodeId, name: &[u8]) -> Option<&[u8]> {
+        self.xattrs.get(&(ino, NameBytes::from(name))).map(|value| &**value)
+    }
+
+    /// Names and values of one inode, by name.
+    pub fn xattrs(&self, ino: InodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let first = (ino, NameBytes::from(&b""[..]));
+        self.xattrs.range(first..).take_while(move |((of, _), _)| *of == ino).map(|((_, name), value)| (&**name, &**value))
+    }
+
+    /// What the inode's flags have to say.
+    pub fn xattr_flags(&self, ino: InodeId) -> XattrFlags {
+        self.xattrs(ino).fold(XattrFlags::default(), |flags, (name, _)| flags.with(XattrFlags::of_name(name)))
     }
 }
 
@@ -391,8 +421,9 @@ impl Store {
             Key::Chunk(_) => 3,
             Key::Session(_) => 4,
             Key::Outcome(..) => 5,
+            Key::Xattr(..) => 6,
         });
-        for table in rank..6 {
+        for table in rank..7 {
             let after = if table == rank { key.cloned() } else { None };
             let found = match (table, after) {
                 (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
@@ -405,8 +436,10 @@ impl Store {
                 (3, _) => next(&self.chunks, None).map(chunk_row),
                 (4, Some(Key::Session(id))) => next(&self.sessions, Some(id)).map(session_row),
                 (4, _) => next(&self.sessions, None).map(session_row),
-                (_, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
-                (_, _) => next(&self.outcomes, None).map(outcome_row),
+                (5, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
+                (5, _) => next(&self.outcomes, None).map(outcome_row),
+                (_, Some(Key::Xattr(ino, name))) => next(&self.xattrs, Some((ino, name))).map(xattr_row),
+                (_, _) => next(&self.xattrs, None).map(xattr_row),
             };
             if found.is_some() {
                 return found;
@@ -443,6 +476,11 @@ fn outcome_row(((id, number), outcome): (&(SessionId, u64), &Box<Outcome>)) -> (
     (Key::Outcome(*id, *number), Record::Outcome(outcome.clone()))
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
+fn xattr_row(((ino, name), value): (&(InodeId, NameBytes), &Box<[u8]>)) -> (Key, Record) {
+    (Key::Xattr(*ino, name.clone()), Record::Xattr(value.clone()))
+}
+
 /// Checks that cost a walk over everything.
 impl Store {
     /// Every record, in key order.
@@ -455,6 +493,7 @@ impl Store {
             .chain(self.chunks.iter().map(chunk_row))
             .chain(self.sessions.iter().map(session_row))
             .chain(self.outcomes.iter().map(outcome_row))
+            .chain(self.xattrs.iter().map(xattr_row))
     }
 
     /// What the door keeps equals what the records say.
