@@ -33,7 +33,18 @@ impl World {
 
     fn create(&mut self, parent: InodeId, text: &str, kind: NewKind) -> Result<InodeId, Status> {
         let name = Name::new(text)?;
-        match self.op(Op::Create { parent, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, umask: 0 })? {
+        match self.op(Op::Create {
+            parent,
+            name,
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            exclusive: true,
+            hold: false,
+            write: false,
+            umask: 0,
+        })? {
             Replied::Entry { attributes, .. } => Ok(attributes.ino),
             _ => Err(Status::Internal),
         }
@@ -86,7 +97,7 @@ fn main() -> Result<(), Status> {
     for _ in 0..100_000 {
         let source = Source::Inline(vec![1; 100].into());
         let patches = vec![Patch { at: WriteAt::End, length: 100, source }];
-        world.op(Op::Write { ino, patches, chunks: Vec::new(), kill_privileges: false })?;
+        world.op(Op::Write { ino, patches, chunks: Vec::new(), kill_privileges: false, behind: None })?;
     }
     println!("append of 100 bytes{:7.2} us", begin.elapsed().as_secs_f64() * 10.0);
 

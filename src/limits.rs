@@ -272,6 +272,18 @@ pub const MOUNT_BACKGROUND_MAX: u16 = 64;
 /// Nodes inside one mount process.
 pub const EMBEDDED_NODES_MAX: usize = 64;
 
+/// Most inodes in one list of what a session has.
+pub const RECLAIM_ITEMS_MAX: usize = 1024;
+/// Most grants in one answer: each entry of a listing, and the directory.
+pub const GRANTS_MAX: usize = READDIR_ENTRIES_MAX + 8;
+/// Most items in one recall.
+pub const RECALL_ITEMS_MAX: usize = 64;
+/// Inodes on which one session may have `READ` or `NAMES`; a client keeps fewer, the leader grants no more.
+pub const SESSION_RIGHTS_MAX: usize = 1 << 17;
+pub const CLIENT_RIGHTS_MAX: usize = 1 << 16;
+/// Files on which one session may have `WRITE`.
+pub const SESSION_WRITERS_MAX: usize = 4096;
+
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
@@ -292,6 +304,7 @@ const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);

@@ -85,6 +85,7 @@ statuses! {
     Conflict = 58, EIO, "the state named by the request has moved";
     TooOld = 59, EIO, "a duplicate of a request whose outcome is already forgotten";
     Reclaiming = 61, ENOSPC, "no space yet: what was deleted is being freed";
+    RightLost = 62, EIO, "the right to write was lost while bytes waited to be committed";
     Internal = 60, EIO, "internal error";
 }
 

@@ -54,6 +54,48 @@ id_u64!(
     Cookie
 );
 
+/// What a session may keep of an inode without asking, as a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rights(pub u8);
+
+impl Rights {
+    pub const NONE: Rights = Rights(0);
+    /// Cache attributes, extended attributes, link target, layout and bytes.
+    pub const READ: Rights = Rights(1);
+    /// Alone: buffer writes, own size and times. Part of the replicated state, see `Op::Acquire`. Includes what `READ` allows.
+    pub const WRITE: Rights = Rights(2);
+    /// Cache a directory's entries, absent names included.
+    pub const NAMES: Rights = Rights(4);
+    const ALL: u8 = 7;
+
+    /// Whether only known rights are named.
+    pub fn is_well_formed(self) -> bool {
+        self.0 & !Self::ALL == 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether all of `other` are here.
+    pub fn contains(self, other: Rights) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether any of `other` is here.
+    pub fn intersects(self, other: Rights) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    pub fn with(self, other: Rights) -> Rights {
+        Rights(self.0 | other.0)
+    }
+
+    pub fn without(self, other: Rights) -> Rights {
+        Rights(self.0 & !other.0)
+    }
+}
+
 /// Root directory of the tree.
 pub const ROOT: InodeId = InodeId(1);
 

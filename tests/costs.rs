@@ -56,7 +56,18 @@ impl Cluster {
         self.names += 1;
         let text = format!("file{}", self.names);
         let kind = NewKind::File;
-        let op = Op::Create { parent: ROOT, name: name(&text), kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: true, umask: 0 };
+        let op = Op::Create {
+            parent: ROOT,
+            name: name(&text),
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            exclusive: true,
+            hold: true,
+            write: false,
+            umask: 0,
+        };
         match self.try_call(client, Call::Op(op)) {
             Reply::Replied(Replied::Entry { attributes, .. }) => (attributes.ino, text),
             other => panic!("create answered {other:?}"),
@@ -95,7 +106,7 @@ impl Cluster {
     fn counters(&self, client: Pid) -> Counters {
         match &self.run.world.processes[&client].machine {
             Machine::Client(core) => core.counters(),
-            Machine::Node(_) => panic!("nodes have no counters"),
+            Machine::Node(_) | Machine::Mount(_) => panic!("only clients have counters"),
         }
     }
 

@@ -362,12 +362,13 @@ fn messages_keep_their_bytes() {
         patches: vec![Patch { at: WriteAt::End, length: 3, source: Source::Inline(Bytes::from_static(b"xyz")) }],
         chunks: Vec::new(),
         kill_privileges: true,
+        behind: None,
     };
     let namespace = Request::Namespace { number: RequestNumber(7), answered_below: RequestNumber(6), uploads_from: 5, op: write };
     assert_eq!(
         encode(&Body::Request(namespace.clone())),
         "00000000050000000700000000000000060000000000000005000000000000000600000002000000000000000100000000000000010000000300000000000000\
-         01000000030000000000000078797a000000000000000001"
+         01000000030000000000000078797a00000000000000000100"
     );
     let hello = codec::encode(&hello(CLIENT, Lane::Bulk), 4096).unwrap();
     assert_eq!(hex(hello), "efcdab0000000000000000000000000000000000160000000000000001000000".to_string() + "00");

@@ -171,6 +171,11 @@ fn mount_options(list: &str, fsname: String) -> Result<MountOptions, Refusal> {
             "atime" | "relatime" => options.atime = true,
             "default_permissions" | "defaults" | "auto" | "noauto" | "user" | "_netdev" | "nofail" => {}
             _ if option.starts_with("x-") => {}
+            "remount" => {
+                return Err(Refusal::NotYet(
+                    "-o remount: not yet; unmount and mount anew, or change only kernel flags: mount -i -o remount,...".into(),
+                ));
+            }
             _ if option == "relaxed" || option.starts_with("relaxed=") => {
                 return Err(Refusal::NotYet("-o relaxed: not yet; mounts are coherent without it".into()));
             }
@@ -246,7 +251,7 @@ mod tests {
         ] {
             assert!(is_usage(line), "{line}");
         }
-        for line in ["dfs-mount -o relaxed=5 /mnt", "dfs-mount --secret-file f /mnt"] {
+        for line in ["dfs-mount -o relaxed=5 /mnt", "dfs-mount dfs /mnt -o rw,remount", "dfs-mount --secret-file f /mnt"] {
             assert!(matches!(parsed(line), Err(Refusal::NotYet(_))), "{line}");
         }
     }

@@ -21,10 +21,25 @@ pub enum FsOutput {
     Reply { token: u64, reply: Reply },
     /// A call of [`Fs::submit`] ended.
     Done { token: u64, result: Result<client::Reply, Status> },
+    /// Tell the kernel; then [`Fs::on_notified`] with that number, whatever the kernel answered. It may take for ever.
+    Notify { id: u64, notice: KernelNotice },
     /// Move something on the network.
     Link(LinkAction),
     /// The core has news for people.
     Event(client::Event),
+}
+
+/// What the kernel is to forget.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelNotice {
+    /// One name, there or absent. May block: the kernel takes the directory's lock.
+    Entry { parent: InodeId, name: Vec<u8> },
+    /// Attributes and all pages of the inode; dirty mapped pages come back as writes first. May block: the kernel waits for pages.
+    Inode { ino: InodeId },
+    /// Attributes only. Never blocks.
+    Attributes { ino: InodeId },
+    /// All names of the mount at once: each is looked up anew when it is used next. Never blocks.
+    Epoch,
 }
 
 /// Marks calls of the mount process itself, apart from those that serve the kernel.
@@ -113,6 +128,11 @@ impl Fs {
         self.drain(now);
     }
 
+    /// The kernel took a notice.
+    pub fn on_notified(&mut self, now: Time, _id: u64) {
+        self.drain(now);
+    }
+
     /// A deadline has passed.
     pub fn on_deadline(&mut self, now: Time) {
         self.core.on_deadline(now);
@@ -150,6 +170,7 @@ impl Fs {
                 quiet = false;
                 match output {
                     client::Output::Link(action) => self.on_action(action),
+                    client::Output::Invalidate { id, .. } => self.core.on_invalidated(now, id),
                     client::Output::Event(event) => {
                         lost |= event == client::Event::SessionLost && !self.foreign;
                         self.note_cluster(event);

@@ -10,6 +10,7 @@ pub mod errno;
 pub mod fs;
 pub mod fuse;
 pub mod handles;
+pub mod leftover;
 pub mod mounting;
 pub mod requests;
 pub mod run;

@@ -17,11 +17,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::args::MountOptions;
+use crate::leftover::{self, Found};
 
 const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
 /// Readahead of the mount in KiB; the kernel's default of 128 makes small reads of mapped files.
 const READ_AHEAD_KIB: u32 = 1024;
+/// Dead mounts on top of one another that are cleared at most.
+const LEFTOVERS_MAX: usize = 16;
 
 /// A mount that this process made.
 #[derive(Debug)]
@@ -40,29 +43,60 @@ pub enum Unmounted {
     Detached,
 }
 
-/// Checks that a file system can be mounted there, and answers the absolute path.
+/// Checks that a file system can be mounted there, and answers the absolute path. What a mount left whose process is gone is cleared first.
+/// Call it before other threads exist.
 pub fn check_point(point: &Path) -> Result<PathBuf, String> {
     let shown = point.display();
-    let looked = fs::canonicalize(point).and_then(|path| fs::metadata(&path).map(|metadata| (path, metadata)));
-    let (path, metadata) = match looked {
-        Ok(found) => found,
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
+    // Resolving the name asks the kernel only; a look at the directory would ask whatever is mounted there.
+    let path = fs::canonicalize(point).map_err(|error| unreachable(point, &error))?;
+    for _ in 0..LEFTOVERS_MAX {
+        let Some(top) = mounts()?.into_iter().rev().find(|mount| mount.point == path) else { break };
+        if !top.is_fuse || leftover::look(&path) != Found::Dead {
             return Err(format!(
-                "{shown}: a mount whose process is gone is still there; remove it with: fusermount3 -u {shown} (or umount -l {shown})"
+                "{shown}: something is mounted there already; unmount it first (umount {shown}), or choose another directory"
             ));
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(format!("{shown}: no such directory; create it first: mkdir -p {shown}"));
-        }
-        Err(error) => return Err(format!("{shown}: {}; choose a directory you can reach", text(&error))),
-    };
+        // Before the first line of a log: this is news for whoever started the command.
+        eprintln!("dfs-mount: {shown}: clearing a mount whose process is gone");
+        clear_leftover(&path)?;
+    }
+    let metadata = fs::metadata(&path).map_err(|error| unreachable(point, &error))?;
     if !metadata.is_dir() {
         return Err(format!("{shown}: not a directory; a mount point has to be one"));
     }
-    if mounts()?.iter().any(|mount| mount.point == path) {
-        return Err(format!("{shown}: something is mounted there already; unmount it first (umount {shown}), or choose another directory"));
-    }
     Ok(path)
+}
+
+fn unreachable(point: &Path, error: &io::Error) -> String {
+    let shown = point.display();
+    match error.kind() {
+        _ if error.raw_os_error() == Some(libc::ENOTCONN) => {
+            format!("{shown}: it lies in a mount whose process is gone; remove that first (findmnt lists it, umount -l removes it)")
+        }
+        io::ErrorKind::NotFound => format!("{shown}: no such directory; create it first: mkdir -p {shown}"),
+        _ => format!("{shown}: {}; choose a directory you can reach", text(error)),
+    }
+}
+
+fn clear_leftover(point: &Path) -> Result<(), String> {
+    match leftover::clear(point) {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) && run_helper(&["-u", "-q", "-z"], point)? => Ok(()),
+        Err(error) => {
+            let shown = point.display();
+            Err(format!(
+                "{shown}: a mount whose process is gone is still there and cannot be removed ({}); as root: umount -l {shown}",
+                text(&error)
+            ))
+        }
+    }
+}
+
+/// Runs the setuid helper quietly on a mount point; whether it succeeded.
+fn run_helper(flags: &[&str], point: &Path) -> Result<bool, String> {
+    let mut command = Command::new(HELPER);
+    command.args(flags).arg("--").arg(point).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().map(|status| status.success()).map_err(|error| format!("cannot run {HELPER}: {}", text(&error)))
 }
 
 /// Checks that FUSE is there and may be used.
@@ -122,15 +156,10 @@ impl Mount {
     }
 
     fn unmount_by_helper(&self) -> Result<Unmounted, String> {
-        let run = |flags: &[&str]| {
-            let mut command = Command::new(HELPER);
-            command.args(flags).arg("--").arg(&self.point).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().map(|status| status.success()).map_err(|error| format!("cannot run {HELPER}: {}", text(&error)))
-        };
-        if run(&["-u", "-q"])? {
+        if run_helper(&["-u", "-q"], &self.point)? {
             return Ok(Unmounted::Gone);
         }
-        if run(&["-u", "-q", "-z"])? {
+        if run_helper(&["-u", "-q", "-z"], &self.point)? {
             return Ok(Unmounted::Detached);
         }
         if !self.is_there() {
@@ -270,6 +299,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
 struct Mounted {
     device: String,
     point: PathBuf,
+    is_fuse: bool,
 }
 
 /// All mounts of this process's namespace, in the order in which they were made.
@@ -288,7 +318,10 @@ fn parse_mounts(table: &[u8]) -> Vec<Mounted> {
             let mut fields = line.split(|&byte| byte == b' ');
             let device = fields.nth(2)?;
             let point = fields.nth(1)?;
-            Some(Mounted { device: String::from_utf8_lossy(device).into_owned(), point: OsString::from_vec(unescape(point)).into() })
+            // Any number of optional fields ends with a dash; the type follows.
+            let kind = fields.skip_while(|&field| field != b"-").nth(1)?;
+            let device = String::from_utf8_lossy(device).into_owned();
+            Some(Mounted { device, point: OsString::from_vec(unescape(point)).into(), is_fuse: kind.starts_with(b"fuse") })
         })
         .collect()
 }
@@ -330,9 +363,9 @@ mod tests {
     #[test]
     fn mountinfo_with_escapes() {
         let table = b"22 27 0:21 / /proc rw,nosuid shared:5 - proc proc rw\n99 27 0:53 / /mnt/a\\040b\\134 rw - fuse.dfs dfs rw\n";
-        let expected = [("0:21", "/proc"), ("0:53", "/mnt/a b\\")];
+        let expected = [("0:21", "/proc", false), ("0:53", "/mnt/a b\\", true)];
         let expected: Vec<Mounted> =
-            expected.into_iter().map(|(device, point)| Mounted { device: device.into(), point: point.into() }).collect();
+            expected.into_iter().map(|(device, point, is_fuse)| Mounted { device: device.into(), point: point.into(), is_fuse }).collect();
         assert_eq!(parse_mounts(table), expected);
     }
 

@@ -98,6 +98,7 @@ impl Machine for Server {
         while let Some(output) = self.fs.poll_output() {
             match output {
                 FsOutput::Link(action) => return Some(action),
+                FsOutput::Notify { .. } => {}
                 FsOutput::Reply { token, reply } => self.on_reply(token, &reply),
                 FsOutput::Done { token, result } => {
                     if let Some(answer) = self.own.remove(&token) {

@@ -379,12 +379,12 @@ impl Translator {
 
     fn on_created(&mut self, token: u64, truncate: Option<Context>, result: Result<client::Reply, Status>) {
         match result {
-            Ok(client::Reply::Replied(Replied::Entry { attributes, created: true })) => {
+            Ok(client::Reply::Replied(Replied::Entry { attributes, created: true, .. })) => {
                 self.handles.begin_created(attributes.ino);
                 self.finish_open(attributes.ino, Opener { token, truncate: None, created: Some(attributes) });
             }
             // Somebody else made the file meanwhile. A release of an earlier open may still be on its way, so the hold is asked for by number.
-            Ok(client::Reply::Replied(Replied::Entry { attributes, created: false })) => {
+            Ok(client::Reply::Replied(Replied::Entry { attributes, created: false, .. })) => {
                 self.open(attributes.ino, Opener { token, truncate, created: Some(attributes) });
             }
             Ok(_) => self.reply(token, Reply::Error(Status::Internal)),
@@ -506,7 +506,7 @@ enum Making {
 
 fn create(parent: InodeId, name: Name, kind: NewKind, (mode, umask): (u16, u16), context: Context, making: Making) -> Op {
     let (exclusive, hold) = if let Making::Open { exclusive } = making { (exclusive, true) } else { (true, false) };
-    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, umask }
+    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, write: false, umask }
 }
 
 /// In whose name an open truncates.

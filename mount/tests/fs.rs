@@ -102,6 +102,7 @@ impl World {
                     FsOutput::Link(action) => self.on_fs_action(action),
                     FsOutput::Reply { token, reply } => assert!(self.replies.insert(token, reply).is_none(), "one reply each"),
                     FsOutput::Event(event) => self.events.push(event),
+                    FsOutput::Notify { id, .. } => self.fs.on_notified(self.now, id),
                     FsOutput::Done { .. } => {}
                 }
             }

@@ -89,7 +89,7 @@ impl World {
         world.join(3, &[2, 1]);
         world.until("three ready nodes", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
         assert!(world.nodes.values().all(|(node, _)| node.map().voters.len() == 3));
-        world.ask(Request::OpenSession).unwrap();
+        world.ask(Request::OpenSession { caches: false }).unwrap();
         world
     }
 
@@ -285,7 +285,7 @@ impl World {
 
     fn create(&mut self, text: &str, hold: bool) -> InodeId {
         match self.op(create(text, hold)).unwrap() {
-            Replied::Entry { attributes, created: true } => attributes.ino,
+            Replied::Entry { attributes, created: true, .. } => attributes.ino,
             other => panic!("{other:?}"),
         }
     }
@@ -307,7 +307,18 @@ fn name(text: &str) -> Name {
 }
 
 fn create(text: &str, hold: bool) -> Op {
-    Op::Create { parent: ROOT, name: name(text), kind: NewKind::File, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold, umask: 0 }
+    Op::Create {
+        parent: ROOT,
+        name: name(text),
+        kind: NewKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        exclusive: true,
+        hold,
+        write: false,
+        umask: 0,
+    }
 }
 
 #[test]
@@ -315,7 +326,7 @@ fn one_node_is_a_cluster() {
     let mut world = World::new(1);
     world.start(1, Start::Bootstrap { replicas: 2 });
     world.until("ready", |world| world.nodes[&1].0.is_ready());
-    world.ask(Request::OpenSession).unwrap();
+    world.ask(Request::OpenSession { caches: false }).unwrap();
     let ino = world.create("a", false);
     assert_eq!(world.lookup("a"), Ok(ino));
     assert_eq!(world.lookup("b"), Err(Status::NotFound));
@@ -433,7 +444,7 @@ fn an_unlinked_file_lives_until_it_is_released() {
     world.until("another leader", |world| world.leader().is_some());
     world.run(Duration::from_secs(1));
     assert!(world.exists(ino), "the new leader waits for the session to say what it has open");
-    world.query(Query::Reclaim { held: vec![ino], last: true }).unwrap();
+    world.query(Query::Reclaim { held: vec![ino], rights: vec![], last: true }).unwrap();
     world.run(Duration::from_secs(1));
     assert!(world.exists(ino));
     world.query(Query::Release { ino, sequence: 1 }).unwrap();
@@ -484,7 +495,7 @@ fn chunks_are_kept_while_referenced_and_garbage_goes() {
     let ino = world.create("data", false);
     let patch = Patch { at: WriteAt::Offset(0), length: 100_000, source: Source::Chunk { hash, offset: 0 } };
     let claim = ChunkClaim { hash, length: 100_000, instance, receipts };
-    world.op(Op::Write { ino, patches: vec![patch], chunks: vec![claim], kill_privileges: false }).unwrap();
+    world.op(Op::Write { ino, patches: vec![patch], chunks: vec![claim], kill_privileges: false, behind: None }).unwrap();
     // An upload that nobody commits, and that its session has given up.
     let garbage = Bytes::from(vec![8; 5000]);
     let other = Instance { counter: 2, ..instance };
@@ -551,7 +562,7 @@ fn a_ready_cluster_of_three_may_lose_any_node_at_that_moment() {
         world.join(3, &[1, 2]);
         world.until("the third", |world| world.nodes[&3].0.is_ready());
         world.kill(1 + (seed % 3) as u16);
-        world.ask(Request::OpenSession).unwrap();
+        world.ask(Request::OpenSession { caches: false }).unwrap();
         world.create("still here", false);
     }
 }
@@ -562,7 +573,7 @@ fn the_only_voter_of_two_hands_over_before_it_leaves() {
     world.start(1, Start::Bootstrap { replicas: 2 });
     world.join(2, &[1]);
     world.until("ready", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
-    world.ask(Request::OpenSession).unwrap();
+    world.ask(Request::OpenSession { caches: false }).unwrap();
     let ino = world.create("kept", false);
     let now = world.now;
     world.nodes.get_mut(&1).unwrap().0.leave(now);

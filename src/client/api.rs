@@ -152,8 +152,18 @@ impl Client {
         let temporary = self.temporary(&name).map_err(&context)?;
         let (uid, gid) = ids();
         let (parent_ino, kind) = (parent.ino, NewKind::File);
-        let create =
-            Op::Create { parent: parent_ino, name: temporary.clone(), kind, mode: 0o644, uid, gid, exclusive: true, hold: false, umask: 0 };
+        let create = Op::Create {
+            parent: parent_ino,
+            name: temporary.clone(),
+            kind,
+            mode: 0o644,
+            uid,
+            gid,
+            exclusive: true,
+            hold: false,
+            write: false,
+            umask: 0,
+        };
         let created = self.entry(create).map_err(&context)?;
         let stored = self.write_stream(created.ino, source).map_err(|error| match error {
             StreamError::Cluster(status) => context(status),
@@ -229,7 +239,8 @@ impl Client {
         let (parent, name) = self.parent_of(path).map_err(&context)?;
         let (uid, gid) = ids();
         let kind = NewKind::Directory;
-        self.entry(Op::Create { parent: parent.ino, name, kind, mode, uid, gid, exclusive: true, hold: false, umask: 0 }).map_err(&context)
+        self.entry(Op::Create { parent: parent.ino, name, kind, mode, uid, gid, exclusive: true, hold: false, write: false, umask: 0 })
+            .map_err(&context)
     }
 
     /// Removes a file or an empty directory.
@@ -471,6 +482,7 @@ impl ClientMachine {
                     }
                 }
                 Output::Event(event) => self.on_event(event),
+                Output::Invalidate { .. } => unreachable!("a client without caches has nothing to forget"),
             }
         }
     }

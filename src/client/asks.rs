@@ -109,7 +109,7 @@ impl Core {
             self.router.on_leader(&peer);
         }
         match &response {
-            Response::Renewed { term, epoch } | Response::Answered { term, epoch, .. } => {
+            Response::Renewed { term, epoch, .. } | Response::Answered { term, epoch, .. } => {
                 self.session.term = self.session.term.max(*term);
                 self.want_epoch(now, *epoch);
             }
@@ -266,7 +266,7 @@ impl Core {
 
     pub(super) fn open_session(&mut self, now: Time) {
         if self.phase == Phase::Opening {
-            self.ask(now, Request::OpenSession, Target::Leader, Owner::Open, self.config.op_timeout);
+            self.ask(now, Request::OpenSession { caches: false }, Target::Leader, Owner::Open, self.config.op_timeout);
         }
     }
 
@@ -327,8 +327,8 @@ impl Core {
     }
 
     fn reclaim_slice(&mut self, now: Time, term: Term, mut held: Vec<InodeId>) {
-        let rest = held.split_off(held.len().min(limits::COMMAND_VISITS_MAX));
-        let query = Query::Reclaim { held, last: rest.is_empty() };
+        let rest = held.split_off(held.len().min(limits::RECLAIM_ITEMS_MAX));
+        let query = Query::Reclaim { held, rights: Vec::new(), last: rest.is_empty() };
         let owner = Owner::Reclaim(term, rest);
         self.ask(now, Request::Query(query), Target::Leader, owner, self.config.op_timeout);
     }
@@ -429,6 +429,6 @@ impl Ask {
 
     /// Whether the session must be open first.
     fn needs_session(&self) -> bool {
-        !matches!(self.kind, Kind::Plain(Request::Map { .. } | Request::Status | Request::OpenSession | Request::Shutdown))
+        !matches!(self.kind, Kind::Plain(Request::Map { .. } | Request::Status | Request::OpenSession { .. } | Request::Shutdown))
     }
 }

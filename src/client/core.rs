@@ -15,7 +15,7 @@ use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term};
 use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
-use crate::wire::namespace::{Op, Query, Replied};
+use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 use super::asks::{Ask, Owner, Target};
 use super::cache::ChunkCache;
@@ -238,6 +238,7 @@ impl Core {
                 self.flushes.insert(job);
                 self.on_flush_progress(now, job);
             }
+            Call::Sync { .. } => return self.submit(now, token, Call::Flush),
             Call::EndSession => {
                 let job = self.add_job(Some(token), deadline, Work::EndSession, false);
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
@@ -288,6 +289,21 @@ impl Core {
             return Some(Output::Link(action));
         }
         self.outputs.pop_front()
+    }
+
+    /// Until when the caches above may use attributes and bytes of the inode as last told. `None`: not at all.
+    pub fn lifetime(&self, _ino: InodeId) -> Option<Time> {
+        None
+    }
+
+    /// Until when they may use entries of the directory, absent ones included.
+    pub fn names_lifetime(&self, _directory: InodeId) -> Option<Time> {
+        None
+    }
+
+    /// An [`Output::Invalidate`] has been obeyed.
+    pub fn on_invalidated(&mut self, now: Time, _id: u64) {
+        self.pump(now);
     }
 
     /// What was sent and received so far.
@@ -631,6 +647,7 @@ pub(super) fn reply_of(response: Response) -> Result<Reply, Status> {
         Response::Map(Some(map)) => Reply::Map(map),
         Response::Status(report) => Reply::Status(report),
         Response::Replied { replied, .. } => Reply::Replied(replied),
+        Response::Answered { answer: Answer::Absent, .. } => return Err(Status::NotFound),
         Response::Answered { answer, .. } => Reply::Answer(answer),
         _ => return Err(Status::Malformed),
     })

@@ -174,10 +174,10 @@ mod tests {
                 let Body::Request(request) = frame.body else { continue };
                 let response = match request {
                     Request::Map { .. } => Response::Map(Some(map.clone())),
-                    Request::Renew { .. } => Response::Renewed { term: Term(1), epoch: Epoch(1) },
+                    Request::Renew { .. } => Response::Renewed { term: Term(1), epoch: Epoch(1), time: crate::types::Timestamp::default() },
                     Request::Query(_) => {
                         let answer = Answer::Space(Space { capacity: 42, ..Space::default() });
-                        Response::Answered { answer, term: Term(1), epoch: Epoch(1) }
+                        Response::Answered { answer, grants: vec![], term: Term(1), epoch: Epoch(1) }
                     }
                     _ => Response::Done,
                 };

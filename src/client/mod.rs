@@ -28,7 +28,7 @@ use crate::cluster_map::{ClusterMap, Member};
 use crate::limits;
 use crate::link::LinkAction;
 use crate::status::Status;
-use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, SessionId};
+use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, SessionId};
 use crate::wire::message::StatusReport;
 use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, WriteAt};
 
@@ -46,6 +46,9 @@ pub struct Config {
     pub session: SessionId,
     /// Bound of the chunk cache.
     pub cache_bytes: usize,
+    /// Whether the session asks for rights, keeps what it has learnt under them, and obeys recalls. Its owner must then answer every
+    /// [`Output::Invalidate`].
+    pub caches: bool,
     pub timing: Timing,
 }
 
@@ -78,6 +81,7 @@ impl Config {
             op_timeout: limits::OP_TIMEOUT,
             session,
             cache_bytes: limits::CLIENT_CACHE_BYTES_DEFAULT,
+            caches: false,
             timing: Timing::default(),
         }
     }
@@ -93,7 +97,7 @@ pub enum Call {
         ino: InodeId,
         range: ByteRange,
     },
-    /// New bytes; answered when they are replicated and committed.
+    /// New bytes; answered when they are replicated and committed, or kept to be written behind if the session has the `WRITE` right.
     Write {
         ino: InodeId,
         at: WriteAt,
@@ -109,8 +113,12 @@ pub enum Call {
     Map,
     /// The report of the leader if it can be reached, else of any node; or of the node at that address.
     Status(Option<Address>),
-    /// Answered when every change submitted before is.
+    /// Answered when every change submitted before is safe, bytes written behind included.
     Flush,
+    /// Answered when every change of that inode submitted before is safe.
+    Sync {
+        ino: InodeId,
+    },
     /// Ends the session; the core is finished with it.
     EndSession,
     /// Stops the whole cluster.
@@ -153,11 +161,32 @@ pub enum Event {
     Stopping,
 }
 
+/// What caches above the core (the kernel's) must forget. Attributes, names and bytes were given to them with a lifetime, see
+/// [`Core::lifetime`]; what is invalidated here was given before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Invalidation {
+    /// Attributes and bytes of the inode; for a directory also its listing.
+    Inode { ino: InodeId },
+    /// One name, there or absent, and listing and attributes of the directory.
+    Name { directory: InodeId, name: Name },
+    /// All names of the directory, and its listing.
+    Names { directory: InodeId },
+}
+
 /// An output of the core.
 #[derive(Debug)]
 pub enum Output {
     Link(LinkAction),
-    Done { token: u64, result: Result<Reply, Status> },
+    /// To be obeyed, then acknowledged with [`Core::on_invalidated`]: somebody waits for it. From this output on nothing that falls under it
+    /// may be given to the caches above with a lifetime, unless the core grants one anew.
+    Invalidate {
+        id: u64,
+        what: Invalidation,
+    },
+    Done {
+        token: u64,
+        result: Result<Reply, Status>,
+    },
     Event(Event),
 }
 

@@ -155,6 +155,7 @@ impl World {
             match output {
                 Output::Done { token, result } => assert!(self.done.insert(token, result).is_none()),
                 Output::Event(event) => self.events.push(event),
+                Output::Invalidate { .. } => panic!("a client without caches has nothing to forget"),
                 Output::Link(action) => self.act(action),
             }
         }
@@ -229,13 +230,16 @@ impl World {
                 let leader = Some((NodeId(self.leader as u64 + 100), address(self.leader as u16)));
                 return Some((Err(Failure { status: Status::NotLeader, leader, epoch }), Bytes::new()));
             }
-            Request::OpenSession | Request::EndSession => Response::Done,
-            Request::Renew { .. } => Response::Renewed { term: Term(self.term), epoch },
+            Request::OpenSession { .. } | Request::EndSession => Response::Done,
+            Request::Renew { .. } => Response::Renewed { term: Term(self.term), epoch, time: Timestamp::default() },
             Request::Namespace { number, op, answered_below, .. } => {
                 assert!(number >= answered_below);
                 let result = match self.outcomes.get(&number) {
                     Some(outcome) => outcome.clone(),
-                    None => self.apply(op).map(|replied| Response::Replied { replied, epoch }).map_err(Failure::from),
+                    None => self
+                        .apply(op)
+                        .map(|replied| Response::Replied { replied, grants: vec![], term: Term(1), epoch })
+                        .map_err(Failure::from),
                 };
                 self.outcomes.insert(number, result.clone());
                 if self.swallow > 0 {
@@ -246,7 +250,7 @@ impl World {
             }
             Request::Query(query) => {
                 let answer = self.answer(query);
-                Response::Answered { answer, term: Term(self.term), epoch }
+                Response::Answered { answer, grants: vec![], term: Term(self.term), epoch }
             }
             _ => return fail(Status::NotSupported),
         };
@@ -533,7 +537,7 @@ fn a_new_leader_is_found_and_told_what_is_held() {
     assert!(world.now.since(begun) < Duration::from_secs(1));
     world.run_for(Duration::from_secs(2));
     assert_eq!(world.reclaims, 2);
-    let reclaim = |request: &Request| matches!(request, Request::Query(Query::Reclaim { held, last: true }) if *held == [INO]);
+    let reclaim = |request: &Request| matches!(request, Request::Query(Query::Reclaim { held, last: true, .. }) if *held == [INO]);
     assert_eq!(world.count(reclaim), 1);
 }
 

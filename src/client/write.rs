@@ -177,7 +177,7 @@ impl Core {
         let patches = batch.patches.clone();
         let chunks = batch.chunks.iter().filter_map(|chunk| chunk.claim.clone()).collect();
         let op = match kind {
-            Kind::Write { kill_privileges } => Op::Write { ino, patches, chunks, kill_privileges },
+            Kind::Write { kill_privileges } => Op::Write { ino, patches, chunks, kill_privileges, behind: None },
             Kind::Fold { slot, version, .. } => Op::Fold { ino, slot, slot_version: version, patches, chunks },
         };
         self.ask_op(now, op, Owner::Job(id));

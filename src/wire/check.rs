@@ -6,8 +6,8 @@
 use crate::cluster_map::{ClusterMap, Member};
 use crate::limits;
 use crate::status::Status;
-use crate::types::{Address, ByteRange, Name, Timestamp};
-use crate::wire::message::{Body, Failure, Notice, RaftMessage, Request, Response, StatusReport};
+use crate::types::{Address, ByteRange, InodeId, Name, Rights, Timestamp};
+use crate::wire::message::{Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
 use crate::xattr::XattrName;
 
@@ -49,13 +49,16 @@ pub fn op(op: &Op) -> Result<(), Status> {
         Op::Write { patches, chunks, .. } | Op::Fold { patches, chunks, .. } => {
             require(patches.len() <= limits::WRITE_PATCHES_MAX && chunks.len() <= limits::WRITE_PATCHES_MAX)?;
             patches.iter().try_for_each(patch)?;
-            chunks.iter().try_for_each(claim)
+            chunks.iter().try_for_each(claim)?;
+            let Op::Write { behind: Some(behind), .. } = op else { return Ok(()) };
+            timestamp(&behind.written)
         }
         Op::SetXattr { name, value, .. } => {
             require(value.len() <= limits::XATTR_VALUE_BYTES_MAX)?;
             xattr_name(name)
         }
         Op::RemoveXattr { name, .. } => xattr_name(name),
+        Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
     }
 }
 
@@ -66,9 +69,11 @@ fn request(request: &Request) -> Result<(), Status> {
         Request::Get { range, .. } => chunk_range(range),
         Request::Join { member } => self::member(member),
         Request::Delete { items } | Request::Audit { items } | Request::Lost { items } => require(items.len() <= limits::UPLOADS_LIST_MAX),
+        Request::GiveUp { rights } => self::rights(rights),
         Request::Map { .. }
         | Request::Status
-        | Request::OpenSession
+        | Request::OpenSession { .. }
+        | Request::Recalled { .. }
         | Request::Renew { .. }
         | Request::EndSession
         | Request::Shutdown
@@ -95,29 +100,40 @@ fn query(query: &Query) -> Result<(), Status> {
         | Query::ReadDirectory { .. }
         | Query::Hold { .. }
         | Query::Release { .. }
-        | Query::Reclaim { .. }
         | Query::Space
         | Query::Xattrs { .. } => Ok(()),
+        Query::Reclaim { held, rights, .. } => {
+            require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
+            self::rights(rights)
+        }
     }
+}
+
+fn rights(rights: &[(InodeId, Rights)]) -> Result<(), Status> {
+    require(rights.len() <= limits::RECLAIM_ITEMS_MAX && rights.iter().all(|(_, rights)| rights.is_well_formed()))
+}
+
+fn grants(grants: &[Grant]) -> Result<(), Status> {
+    require(grants.len() <= limits::GRANTS_MAX && grants.iter().all(|grant| grant.rights.is_well_formed()))
 }
 
 fn response(response: &Response) -> Result<(), Status> {
     match response {
         Response::Map(Some(map)) | Response::Joined { map } => self::map(map),
         Response::Status(report) => self::report(report),
-        Response::Answered { answer, .. } => self::answer(answer),
+        Response::Answered { answer, grants, .. } => {
+            self::grants(grants)?;
+            self::answer(answer)
+        }
+        Response::Replied { grants, .. } => self::grants(grants),
+        Response::Renewed { time, .. } => timestamp(time),
         Response::Bytes { range, total, proof } => {
             chunk_range(range)?;
             require(*total as usize <= limits::CHUNK_BYTES_MAX && range.end() <= u64::from(*total) && proof.len() <= PROOF_HASHES_MAX)
         }
         Response::Identity { address, .. } => self::address(address),
         Response::Audited { verdicts } => require(verdicts.len() <= limits::UPLOADS_LIST_MAX),
-        Response::Done
-        | Response::Map(None)
-        | Response::Renewed { .. }
-        | Response::Replied { .. }
-        | Response::Receipt { .. }
-        | Response::Pong { .. } => Ok(()),
+        Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } => Ok(()),
     }
 }
 
@@ -129,7 +145,14 @@ fn notice(notice: &Notice) -> Result<(), Status> {
     match notice {
         Notice::Raft(message) => raft(message),
         Notice::Map(map) => self::map(map),
-        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::Stop => Ok(()),
+        Notice::Recall { items, .. } => {
+            require(items.len() <= limits::RECALL_ITEMS_MAX)?;
+            items.iter().try_for_each(|item| match item {
+                Recall::Inode { keep, .. } => require(keep.is_well_formed()),
+                Recall::Name { name, .. } => self::name(name),
+            })
+        }
+        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::SpaceShort | Notice::Stop => Ok(()),
     }
 }
 
@@ -153,7 +176,7 @@ fn answer(answer: &Answer) -> Result<(), Status> {
         }
         Answer::Xattr(value) => require(value.len() <= limits::XATTR_VALUE_BYTES_MAX),
         Answer::Xattrs(names) => require(names.len() <= limits::XATTR_LIST_BYTES_MAX),
-        Answer::Done | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
+        Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
     }
 }
 

@@ -10,7 +10,9 @@ use crate::cluster_map::{ClusterMap, Member};
 use crate::link::Lane;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, Instance, NodeId, RequestNumber, SessionId, Term};
+use crate::types::{
+    Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, Rights, SessionId, Term, Timestamp,
+};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 /// What a frame carries besides its payload.
@@ -47,8 +49,8 @@ pub enum Request {
     Status,
 
     // --- clients to the leader
-    /// Opens the sender's session (idempotent).
-    OpenSession,
+    /// Opens the sender's session (idempotent). `caches`: it wants rights, and will answer recalls.
+    OpenSession { caches: bool },
     /// Keeps the session alive. `uploads_from`: the lowest upload counter that an unanswered or future operation may name.
     Renew { answered_below: RequestNumber, uploads_from: u64 },
     /// Ends the session: everything it held is released.
@@ -57,6 +59,10 @@ pub enum Request {
     Namespace { number: RequestNumber, answered_below: RequestNumber, uploads_from: u64, op: Op },
     /// A read of the tree.
     Query(Query),
+    /// The recall of that number in that term has been obeyed. Idempotent.
+    Recalled { term: Term, number: u64 },
+    /// The session gives up these rights of its own accord (`READ` and `NAMES`; `WRITE` goes back through the log).
+    GiveUp { rights: Vec<(InodeId, Rights)> },
     /// Stop the whole cluster.
     Shutdown,
 
@@ -114,16 +120,21 @@ pub enum Response {
     /// `None`: the asker's epoch is the newest.
     Map(Option<ClusterMap>),
     Status(Box<StatusReport>),
+    /// `time`: cluster time now.
     Renewed {
         term: Term,
         epoch: Epoch,
+        time: Timestamp,
     },
     Replied {
         replied: Replied,
+        grants: Vec<Grant>,
+        term: Term,
         epoch: Epoch,
     },
     Answered {
         answer: Answer,
+        grants: Vec<Grant>,
         term: Term,
         epoch: Epoch,
     },
@@ -159,6 +170,22 @@ pub enum Response {
     },
 }
 
+/// Rights that the session has from this answer on, in addition to those it has already. A client that knows a higher term discards it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    pub ino: InodeId,
+    pub rights: Rights,
+}
+
+/// What a session must forget before somebody else's change or look goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Recall {
+    /// Afterwards the session has at most `keep` on the inode. `WRITE` goes back through the log, once all that was written is committed.
+    Inode { ino: InodeId, keep: Rights },
+    /// The name changes: forget it, and the directory's listing and attributes (its `READ`); `NAMES` stays.
+    Name { directory: InodeId, name: Name },
+}
+
 /// What the namespace says about an upload that a node holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
@@ -173,6 +200,11 @@ pub enum Verdict {
 /// A message that wants no answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notice {
+    /// Leader to a session, on the link that it dialled: obey, then send `Request::Recalled`. Said again until it is obeyed, so it may come
+    /// twice. Answers that were given before it on the same link are older than it.
+    Recall { term: Term, number: u64, items: Vec<Recall> },
+    /// Leader to a session: space is short, give back what is reserved and not needed.
+    SpaceShort,
     /// One Raft message in the project's own form.
     Raft(RaftMessage),
     /// A slice of a namespace snapshot on its way to `to`; the bytes are the payload. Bulk lane.

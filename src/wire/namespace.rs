@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Timestamp};
+use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Timestamp};
 use crate::xattr::{XattrCondition, XattrName};
 
 /// What `Create` makes.
@@ -100,8 +100,9 @@ pub struct ChunkClaim {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Makes an inode and its entry. `exclusive`: an existing name is an error, else an existing regular file is the answer
-    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session. `umask`: bits that the mode loses unless the
-    /// parent has a default ACL.
+    /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session. `write`: a file that is made by this entry
+    /// gives its `WRITE` right to the session, if that has not too many (`Replied::Entry.writer` tells).
+    /// `umask`: bits that the mode loses unless the parent has a default ACL.
     Create {
         parent: InodeId,
         name: Name,
@@ -112,6 +113,7 @@ pub enum Op {
         exclusive: bool,
         hold: bool,
         umask: u16,
+        write: bool,
     },
     Link {
         ino: InodeId,
@@ -143,6 +145,7 @@ pub enum Op {
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
         kill_privileges: bool,
+        behind: Option<Behind>,
     },
     /// Rewrites one slot with the same bytes in fewer extents; `Conflict` if the slot moved since `slot_version`. Changes no data version.
     Fold {
@@ -164,6 +167,28 @@ pub enum Op {
         ino: InodeId,
         name: XattrName,
     },
+    /// Gives the session the `WRITE` right on a file, if nobody else has it (`Replied::Acquired`).
+    Acquire {
+        ino: InodeId,
+    },
+    /// Gives the `WRITE` right back; everything written under it has been committed. Without effect if the session has not got it.
+    Yield {
+        ino: InodeId,
+    },
+    /// Sets the bytes that are reserved for what the session has written and not committed, up to what there is
+    /// (`Replied::Reserved`). Commits with `behind` use it up.
+    Reserve {
+        bytes: u64,
+    },
+}
+
+/// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Behind {
+    /// When they were written, in cluster time as the session knows it: the inode's new mtime and ctime, unless those are later.
+    pub written: Timestamp,
+    /// The right goes back with this entry.
+    pub yields: bool,
 }
 
 /// What an operation answered.
@@ -174,6 +199,8 @@ pub enum Replied {
     Entry {
         attributes: Attributes,
         created: bool,
+        /// Whether the session has the `WRITE` right on what it created.
+        writer: bool,
     },
     /// SetAttributes, SetXattr, RemoveXattr.
     Attributes(Attributes),
@@ -181,6 +208,15 @@ pub enum Replied {
     Written {
         offset: u64,
         attributes: Attributes,
+    },
+    /// Acquire.
+    Acquired {
+        granted: bool,
+        attributes: Attributes,
+    },
+    /// Reserve: what is reserved now.
+    Reserved {
+        bytes: u64,
     },
 }
 
@@ -224,9 +260,11 @@ pub enum Query {
         ino: InodeId,
         sequence: u64,
     },
-    /// After a change of leader: what the session has open. `last` ends the list; the leader then knows the session whole.
+    /// After a change of leader: what the session has open, and its `READ` and `NAMES` rights. `last` ends the list; the leader then
+    /// knows the session whole.
     Reclaim {
         held: Vec<InodeId>,
+        rights: Vec<(InodeId, Rights)>,
         last: bool,
     },
     /// Sizes for `statfs`.
@@ -255,6 +293,9 @@ pub struct DirectoryEntry {
     pub name: Name,
     pub cookie: Cookie,
     pub attributes: Attributes,
+    /// False if another session may have changed the attributes since (it has the `WRITE` right): number and kind are true, the rest
+    /// must not be shown.
+    pub current: bool,
 }
 
 /// A located run of a file's bytes.
@@ -289,6 +330,8 @@ pub struct Space {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     Done,
+    /// Lookup: the directory is there, the name is not.
+    Absent,
     Attributes(Attributes),
     Target(#[serde(with = "crate::types::serde_bytes_vec")] Vec<u8>),
     Directory {

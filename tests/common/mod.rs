@@ -240,6 +240,20 @@ fn wait_child(child: &mut Child, within: Duration, what: &str) -> ExitStatus {
     }
 }
 
+/// Runs calls that might hang in a thread of their own; gives what they gave and how long they took. A hang fails the test, and not its process.
+pub fn ends_within<T: Send + 'static>(within: Duration, what: &str, calls: impl FnOnce() -> T + Send + 'static) -> (T, Duration) {
+    let begun = Instant::now();
+    let (sender, result) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = sender.send(calls());
+    });
+    match result.recv_timeout(within) {
+        Ok(value) => (value, begun.elapsed()),
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("after {within:?} still not ended: {what}"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => panic!("failed: {what}"),
+    }
+}
+
 /// Node processes that form one cluster.
 pub struct Cluster {
     pub nodes: Vec<Node>,
@@ -432,13 +446,22 @@ impl Mount {
 
     /// Mounts with these arguments (`--embedded`, `-o`, ...).
     pub fn with(arguments: &[&str]) -> Self {
+        let temp = TempDir::new();
+        let directory = temp.path().join("mnt");
+        fs::create_dir(&directory).expect("mount point");
+        Self::start(temp, directory, arguments)
+    }
+
+    /// Mounts at a directory of the test's own.
+    pub fn at(directory: &Path, arguments: &[&str]) -> Self {
+        Self::start(TempDir::new(), directory.to_path_buf(), arguments)
+    }
+
+    fn start(temp: TempDir, directory: PathBuf, arguments: &[&str]) -> Self {
         assert!(
             fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok(),
             "cannot open /dev/fuse: the tests that mount need it; run them as root on a machine (or container) that has FUSE"
         );
-        let temp = TempDir::new();
-        let directory = temp.path().join("mnt");
-        fs::create_dir(&directory).expect("mount point");
         let log = temp.path().join("mount.log");
         let mut command = Command::new(program("dfs-mount"));
         command.args(["-f", "--log", "info"]).args(arguments).arg(&directory).env_remove("RUST_LOG").env_remove("DFS_NODES");
@@ -487,6 +510,13 @@ impl Mount {
     /// Sends a signal.
     pub fn signal(&self, signal: i32) {
         send_signal(self.pid(), signal);
+    }
+
+    /// Whether its directory is a mount point, whoever made it.
+    pub fn is_mounted(&self) -> bool {
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let wanted = self.directory.to_str();
+        table.lines().any(|line| line.split(' ').nth(4) == wanted)
     }
 }
 

@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use dfs::types::{ByteRange, InodeId};
 
+use super::kernel::PAGE;
+
 /// One file, written by one actor, one operation at a time.
 #[derive(Debug)]
 pub struct File {
@@ -64,13 +66,17 @@ impl File {
     }
 
     /// A reader ends: `Err` if what it saw is no version that it may see.
-    pub fn reader_ends(&mut self, began: u64, range: ByteRange, seen: &[u8]) -> Result<(), String> {
+    /// `pages`: the reader's kernel asked page by page, so that each page may be of another version if there was a choice.
+    pub fn reader_ends(&mut self, began: u64, range: ByteRange, seen: &[u8], pages: bool) -> Result<(), String> {
         self.reader_leaves(began);
         if self.tainted {
             return Ok(());
         }
         let allowed = self.versions.iter().skip((began - self.base) as usize);
         if allowed.clone().any(|content| slice(content, range) == seen) {
+            return Ok(());
+        }
+        if pages && self.is_torn(began, range, seen) {
             return Ok(());
         }
         let differences: Vec<String> = allowed.map(|content| difference(slice(content, range), seen)).collect();
@@ -83,6 +89,27 @@ impl File {
             self.base + self.versions.len() as u64 - 1,
             if older { " but an OLDER one" } else { "" },
         ))
+    }
+
+    /// Whether each page is of a version that the reader may see, and the length is not beyond theirs.
+    fn is_torn(&self, began: u64, range: ByteRange, seen: &[u8]) -> bool {
+        let allowed: Vec<&Rc<Vec<u8>>> = self.versions.iter().skip((began - self.base) as usize).collect();
+        let lengths = || allowed.iter().map(|content| slice(content, range).len());
+        if Some(seen.len()) < lengths().min() || Some(seen.len()) > lengths().max() {
+            return false;
+        }
+        let end = range.offset + seen.len() as u64;
+        let mut at = range.offset;
+        while at < end {
+            let next = (at / PAGE * PAGE + PAGE).min(end);
+            let page = &seen[(at - range.offset) as usize..(next - range.offset) as usize];
+            let of = |content: &Rc<Vec<u8>>| (at..next).map(|at| content.get(at as usize).copied().unwrap_or(0)).eq(page.iter().copied());
+            if !allowed.iter().any(|content| of(content)) {
+                return false;
+            }
+            at = next;
+        }
+        true
     }
 
     pub fn reader_leaves(&mut self, began: u64) {

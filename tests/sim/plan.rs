@@ -78,6 +78,8 @@ pub struct Plan {
     pub length: u64,
     /// Largest write.
     pub write_max: u64,
+    /// Whether clients are mounted machines that cache; of three or more the last is a plain client all the same.
+    pub mounts: bool,
 }
 
 impl Plan {
@@ -101,13 +103,21 @@ impl Plan {
         let length = (12 + random.below(14)) * SECOND;
         let faults = draw_faults(&mut random, &nodes, clients, length);
         let write_max = if random.chance(1, 6) { 1_500_000 } else { 60_000 };
-        Plan { seed, nodes, clients, actors_per_client: 1 + random.below(2) as usize, speed, faults, length, write_max }
+        let actors_per_client = 1 + random.below(2) as usize;
+        // By the number, so that a seed means the same as before there were mounts.
+        let mounts = matches!(seed % 6, 3 | 4);
+        Plan { seed, nodes, clients, actors_per_client, speed, faults, length, write_max, mounts }
     }
 
     /// The same cluster without any fault.
     pub fn calm(mut self) -> Plan {
         self.faults.clear();
         self
+    }
+
+    /// Whether that client is a mounted machine.
+    pub fn is_mount(&self, client: usize) -> bool {
+        self.mounts && client < self.clients && !(self.clients > 2 && client == self.clients - 1)
     }
 
     pub fn client_host(&self, client: usize) -> usize {

@@ -1,4 +1,4 @@
-//! The processes of the simulation: a node or a client core behind one face, each with a clock of its own.
+//! The processes of the simulation: a node, a client core or a mount below its kernel behind one face, each with a clock of its own.
 
 use dfs::client::{Call, Config, Core, Event, Output, Reply};
 use dfs::link::{Hello, LinkAction, LinkEvent};
@@ -7,6 +7,7 @@ use dfs::time::Time;
 use dfs::types::{Address, SessionId, Timestamp};
 use dfs_node::node::{Node, NodeConfig, NodeOutput};
 
+use super::kernel::Mount;
 use super::network::{Host, Pid};
 
 /// What a process wants of the world.
@@ -26,6 +27,7 @@ pub enum Wish {
 pub enum Machine {
     Node(Box<Node>),
     Client(Box<Core>),
+    Mount(Box<Mount>),
 }
 
 /// A clock that is off, and runs a little fast or slow.
@@ -89,6 +91,13 @@ impl Process {
         Process { session: Some(SessionId(session)), ..Process::new(pid, host, clock, Machine::Client(Box::new(core))) }
     }
 
+    /// A mounted machine: a daemon that caches, below a kernel that does.
+    pub fn mount(pid: Pid, host: Host, clock: Clock, now: u64, nodes: Vec<Address>, session: u64, seed: u64) -> Self {
+        let config = Config { caches: true, ..Config::new(nodes, SessionId(session)) };
+        let mount = Mount::new(config, clock.local(now), seed);
+        Process { session: Some(SessionId(session)), ..Process::new(pid, host, clock, Machine::Mount(Box::new(mount))) }
+    }
+
     fn new(pid: Pid, host: Host, clock: Clock, machine: Machine) -> Self {
         Process { pid, host, machine, clock, session: None, identity: None, ready: false, wake_at: u64::MAX, turns: (0, 0) }
     }
@@ -98,6 +107,7 @@ impl Process {
         match &mut self.machine {
             Machine::Node(node) => node.handle(local, wall, event),
             Machine::Client(core) => core.on_link(local, event),
+            Machine::Mount(mount) => mount.on_link(local, event),
         }
     }
 
@@ -105,6 +115,7 @@ impl Process {
         let local = self.clock.local(now);
         match &mut self.machine {
             Machine::Client(core) => core.submit(local, token, call),
+            Machine::Mount(mount) => mount.submit(local, token, call),
             Machine::Node(_) => panic!("calls go to clients"),
         }
     }
@@ -114,6 +125,7 @@ impl Process {
         match &mut self.machine {
             Machine::Node(node) => node.on_deadline(local, wall),
             Machine::Client(core) => core.on_deadline(local),
+            Machine::Mount(mount) => mount.on_deadline(local),
         }
     }
 
@@ -121,6 +133,7 @@ impl Process {
         let local = match &self.machine {
             Machine::Node(node) => node.next_deadline(),
             Machine::Client(core) => core.next_deadline(),
+            Machine::Mount(mount) => mount.next_deadline(),
         };
         self.clock.true_time(local)
     }
@@ -137,21 +150,31 @@ impl Process {
                 Output::Link(action) => Wish::Link(action),
                 Output::Done { token, result } => Wish::Done { token, result },
                 Output::Event(event) => Wish::Client(event),
+                Output::Invalidate { .. } => unreachable!("the clients here keep no caches"),
             }),
+            Machine::Mount(mount) => mount.poll(),
+        }
+    }
+
+    /// The process is stopped or goes on; of a mounted machine only the daemon is, the kernel runs on.
+    pub fn set_stopped(&mut self, now: u64, stopped: bool) {
+        let local = self.clock.local(now);
+        if let Machine::Mount(mount) = &mut self.machine {
+            mount.set_stopped(local, stopped);
         }
     }
 
     pub fn as_node(&self) -> Option<&Node> {
         match &self.machine {
             Machine::Node(node) => Some(node),
-            Machine::Client(_) => None,
+            Machine::Client(_) | Machine::Mount(_) => None,
         }
     }
 
     pub fn as_node_mut(&mut self) -> Option<&mut Node> {
         match &mut self.machine {
             Machine::Node(node) => Some(node),
-            Machine::Client(_) => None,
+            Machine::Client(_) | Machine::Mount(_) => None,
         }
     }
 }

@@ -108,7 +108,10 @@ impl Run {
 
     pub fn start_client(&mut self, client: usize) -> Pid {
         let (host, nodes) = (self.plan.client_host(client), self.addresses());
-        let pid = self.world.start_client(host, nodes);
+        let pid = match self.plan.is_mount(client) {
+            true => self.world.start_mount(host, nodes),
+            false => self.world.start_client(host, nodes),
+        };
         if client < self.clients.len() {
             self.clients[client] = Some(pid);
         }
@@ -176,6 +179,11 @@ impl Run {
             News::Client { client, event: ClientEvent::Ready { .. } } => _ = self.ready.insert(client),
             News::Client { client, event: ClientEvent::SessionLost } => {
                 let Some(index) = self.clients.iter().position(|pid| *pid == Some(client)) else { return };
+                if self.plan.is_mount(index) {
+                    // The mount goes on with a new session; what nobody had made safe is lost.
+                    self.killed_sessions.extend(self.world.session_of(client));
+                    return self.workload.iter_mut().for_each(|workload| workload.on_loss(index));
+                }
                 self.kill_client(index, 100 * MILLISECOND);
             }
             News::Client { event, .. } => panic!("nothing gave reason for {event:?}"),
@@ -225,8 +233,10 @@ impl Run {
         if !self.working || workload.is_busy(actor) {
             return;
         }
-        let client = self.clients[workload.actors[actor].client];
-        let Some(pid) = client.filter(|pid| !self.world.is_paused(*pid)) else {
+        let index = workload.actors[actor].client;
+        let client = self.clients[index];
+        // Of a stopped mount the kernel goes on.
+        let Some(pid) = client.filter(|pid| self.plan.is_mount(index) || !self.world.is_paused(*pid)) else {
             return self.alarm(500 * MILLISECOND, Alarm::Act(actor));
         };
         let (token, call) = workload.next_call(actor);
@@ -430,7 +440,7 @@ impl Run {
             ground.registers[register] = ino;
         }
         let plan = &self.plan;
-        self.workload = Some(Workload::new(plan.seed, ground, plan.clients, plan.actors_per_client, plan.write_max));
+        self.workload = Some(Workload::new(plan.seed, ground, (plan.clients, plan.actors_per_client), plan.write_max, plan.mounts));
         (1..self.plan.clients).for_each(|other| _ = self.start_client(other));
         client
     }

@@ -170,6 +170,14 @@ impl World {
         self.start(process)
     }
 
+    /// A mounted machine.
+    pub fn start_mount(&mut self, host: Host, nodes: Vec<Address>) -> Pid {
+        let (pid, clock, seed) = (self.take_pid(), self.clock(), self.random.next());
+        let session = self.random.next_id();
+        let process = Process::mount(pid, host, clock, self.now, nodes, session, seed);
+        self.start(process)
+    }
+
     fn take_pid(&mut self) -> Pid {
         self.next_pid += 1;
         self.next_pid
@@ -220,12 +228,14 @@ impl World {
         if self.processes.contains_key(&pid) && !self.is_paused(pid) {
             self.note("pause", pid as u64, 0);
             self.paused.insert(pid, VecDeque::new());
+            self.turn(pid, |process, now| process.set_stopped(now, true));
         }
     }
 
     pub fn resume(&mut self, pid: Pid) {
         let Some(events) = self.paused.remove(&pid) else { return };
         self.note("resume", pid as u64, events.len() as u64);
+        self.turn(pid, |process, now| process.set_stopped(now, false));
         // Before what it missed or after: the process may look at its clock first.
         if self.random.chance(1, 2) {
             self.turn(pid, |process, now| process.on_deadline(now));

@@ -195,14 +195,17 @@ fn create_holds_what_it_made_and_asks_for_what_it_found() {
     let token = script.ask(create());
     let (step, call) = script.call();
     assert!(matches!(call, client::Call::Op(Op::Create { hold: true, exclusive: false, uid: 1000, gid: 100, mode: 0o600, .. })));
-    script.done(step, Ok(client::Reply::Replied(Replied::Entry { attributes: made, created: true })));
+    script.done(step, Ok(client::Reply::Replied(Replied::Entry { attributes: made, created: true, writer: false })));
     assert!(matches!(script.reply(), (of, Reply::Created(_, _)) if of == token), "a new file needs no truncation");
     script.quiet();
 
     let found = attributes(InodeId(10), FileKind::File);
     let token = script.ask(create());
     let (step, _) = script.call();
-    script.done(step, Ok(client::Reply::Replied(Replied::Entry { attributes: Attributes { size: 5, ..found }, created: false })));
+    script.done(
+        step,
+        Ok(client::Reply::Replied(Replied::Entry { attributes: Attributes { size: 5, ..found }, created: false, writer: false })),
+    );
     let (step, call) = script.call();
     assert!(matches!(call, client::Call::Query(Query::Hold { ino: InodeId(10), .. })));
     script.answer(step, Answer::Done);
@@ -248,6 +251,7 @@ fn entries(cookies: std::ops::Range<u64>) -> Vec<DirectoryEntry> {
         name: Name::new(format!("n{cookie}")).unwrap(),
         cookie: Cookie(cookie),
         attributes: attributes(InodeId(100 + cookie), FileKind::File),
+        current: true,
     };
     cookies.map(entry).collect()
 }

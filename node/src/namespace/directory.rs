@@ -95,7 +95,7 @@ impl Namespace {
                 return Err(Status::Exists);
             }
             let inode = self.store.inode(entry.ino).expect("an entry names an inode");
-            return Ok(Replied::Entry { attributes: inode.attributes(entry.ino), created: false });
+            return Ok(Replied::Entry { attributes: inode.attributes(entry.ino), created: false, writer: false });
         }
         if let NewKind::Symlink { target } = new.kind {
             check_target(target)?;
@@ -118,7 +118,7 @@ impl Namespace {
         let attributes = self.attributes(ino)?;
         let cookie = self.touch(place.parent, Touch { entries: 1, subdirectories: i64::from(directory) }, now);
         self.store.put_entry(place.parent, place.name.as_bytes(), Some(Entry { ino, cookie }));
-        Ok(Replied::Entry { attributes, created: true })
+        Ok(Replied::Entry { attributes, created: true, writer: false })
     }
 
     pub(super) fn link(&mut self, ino: InodeId, place: Place, now: Timestamp) -> Result<Replied, Status> {
@@ -145,7 +145,7 @@ impl Namespace {
         });
         let cookie = self.touch(place.parent, Touch { entries: 1, ..Touch::default() }, now);
         self.store.put_entry(place.parent, place.name.as_bytes(), Some(Entry { ino, cookie }));
-        Ok(Replied::Entry { attributes: self.attributes(ino)?, created: true })
+        Ok(Replied::Entry { attributes: self.attributes(ino)?, created: true, writer: false })
     }
 
     pub(super) fn unlink(&mut self, place: Place, now: Timestamp) -> Result<Replied, Status> {

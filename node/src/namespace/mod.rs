@@ -137,7 +137,7 @@ impl Namespace {
     /// Carries out one operation of a client.
     fn operate(&mut self, session: SessionId, op: &Op, now: Timestamp) -> Result<Replied, Status> {
         match op {
-            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, umask } => {
+            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write: _, umask } => {
                 let new = NewInode { kind, mode: *mode, umask: *umask, uid: *uid, gid: *gid, exclusive: *exclusive };
                 self.create(Place { parent: *parent, name }, new, now)
             }
@@ -149,7 +149,9 @@ impl Namespace {
                 self.rename(from, Place { parent: *to_parent, name: to_name }, *mode, now)
             }
             Op::SetAttributes { ino, set } => self.set_attributes(*ino, set, now),
-            Op::Write { ino, patches, chunks, kill_privileges } => self.write(session, *ino, (patches, chunks), *kill_privileges, now),
+            Op::Write { ino, patches, chunks, kill_privileges, behind: _ } => {
+                self.write(session, *ino, (patches, chunks), *kill_privileges, now)
+            }
             Op::Fold { ino, slot, slot_version, patches, chunks } => {
                 let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
                 self.fold(session, at, (patches, chunks))
@@ -158,6 +160,9 @@ impl Namespace {
                 self.set_xattr(*ino, NewXattr { name, value, condition: *condition, drop_setgid: *drop_setgid }, now)
             }
             Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name, now),
+            Op::Acquire { ino } => Ok(Replied::Acquired { granted: false, attributes: self.attributes(*ino)? }),
+            Op::Yield { .. } => Ok(Replied::Done),
+            Op::Reserve { .. } => Ok(Replied::Reserved { bytes: 0 }),
         }
     }
 

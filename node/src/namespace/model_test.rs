@@ -166,20 +166,31 @@ impl Run {
         let directory = self.random.chance(1, 3);
         let kind = if directory { NewKind::Directory } else { NewKind::File };
         let (parent_ino, new_name) = (InodeId(parent), name.clone());
-        let op = Op::Create { parent: parent_ino, name: new_name, kind, mode: 0o644, uid: 1, gid: 1, exclusive, hold: false, umask: 0 };
+        let op = Op::Create {
+            parent: parent_ino,
+            name: new_name,
+            kind,
+            mode: 0o644,
+            uid: 1,
+            gid: 1,
+            exclusive,
+            hold: false,
+            write: false,
+            umask: 0,
+        };
         let outcome = self.op(op);
         let existing = self.entry(parent, &name);
         if self.nodes[&parent].links == 0 {
             assert_eq!(outcome, Err(Status::NotFound));
         } else if let Some(existing) = existing {
             match outcome {
-                Ok(Replied::Entry { attributes, created: false }) => {
+                Ok(Replied::Entry { attributes, created: false, .. }) => {
                     assert!(!exclusive && !directory && attributes.ino.0 == existing);
                 }
                 outcome => assert!((exclusive || directory) && outcome == Err(Status::Exists)),
             }
         } else {
-            let Ok(Replied::Entry { attributes, created: true }) = outcome else { panic!("{outcome:?}") };
+            let Ok(Replied::Entry { attributes, created: true, .. }) = outcome else { panic!("{outcome:?}") };
             let kind = match directory {
                 true => Kind::Directory { parent, entries: BTreeMap::new() },
                 false => Kind::File { bytes: BTreeMap::new(), size: 0 },
@@ -390,7 +401,7 @@ impl Run {
 
     fn write_patches(&mut self, ino: u64, patches: Vec<Patch>, chunks: Vec<ChunkClaim>, writes: Vec<(WriteAt, Vec<u8>)>) {
         let named: Vec<ChunkHash> = chunks.iter().map(|claim| claim.hash).collect();
-        let outcome = self.op(Op::Write { ino: InodeId(ino), patches, chunks, kill_privileges: false });
+        let outcome = self.op(Op::Write { ino: InodeId(ino), patches, chunks, kill_privileges: false, behind: None });
         let Some(Node { kind: Kind::File { bytes, size }, xattrs, .. }) = self.nodes.get_mut(&ino) else {
             assert_eq!(outcome, Err(Status::Stale));
             return self.drop_unreferenced(named);

@@ -27,7 +27,10 @@ impl Namespace {
     /// Answers a query. `Hold`, `Release`, `Reclaim` and `Space` need what only the node knows: `NotSupported` here.
     pub fn query(&self, query: &Query) -> Result<Answer, Status> {
         match query {
-            Query::Lookup { parent, name } => Ok(Answer::Attributes(self.lookup(*parent, name)?)),
+            Query::Lookup { parent, name } => match self.lookup(*parent, name) {
+                Err(Status::NotFound) if self.store.inode(*parent).is_some() => Ok(Answer::Absent),
+                found => found.map(Answer::Attributes),
+            },
             Query::Resolve { path } => {
                 if path.len() > limits::COMMAND_VISITS_MAX {
                     return Err(Status::NameTooLong);
@@ -91,7 +94,7 @@ impl Namespace {
             }
             let entry = self.store.entry(ino, bytes).expect("the index of cookies names entries");
             let name = Name::new(bytes.to_vec()).expect("stored names were checked");
-            entries.push(DirectoryEntry { name, cookie, attributes: self.attributes(entry.ino)? });
+            entries.push(DirectoryEntry { name, cookie, attributes: self.attributes(entry.ino)?, current: true });
         }
         Ok(Answer::Directory { entries, end, attributes: inode.attributes(ino) })
     }

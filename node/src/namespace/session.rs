@@ -60,9 +60,13 @@ impl Outcome {
         match &self.0 {
             Err(status) => digest.word(0).word(u64::from(status.number())).end(),
             Ok(Replied::Done) => digest.word(1).end(),
-            Ok(Replied::Entry { attributes, created }) => with_attributes(digest.word(2).word(u64::from(*created)), attributes),
+            Ok(Replied::Entry { attributes, created, writer }) => {
+                with_attributes(digest.word(2).word(u64::from(*created)).word(u64::from(*writer)), attributes)
+            }
             Ok(Replied::Attributes(attributes)) => with_attributes(digest.word(3), attributes),
             Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
+            Ok(Replied::Acquired { granted, attributes }) => with_attributes(digest.word(5).word(u64::from(*granted)), attributes),
+            Ok(Replied::Reserved { bytes }) => digest.word(6).word(*bytes).end(),
         }
     }
 }

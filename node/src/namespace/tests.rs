@@ -64,9 +64,20 @@ impl World {
     }
 
     fn create(&mut self, parent: InodeId, text: &str, kind: NewKind) -> Result<Attributes, Status> {
-        let op = Op::Create { parent, name: name(text), kind, mode: 0o644, uid: 10, gid: 20, exclusive: true, hold: false, umask: 0 };
+        let op = Op::Create {
+            parent,
+            name: name(text),
+            kind,
+            mode: 0o644,
+            uid: 10,
+            gid: 20,
+            exclusive: true,
+            hold: false,
+            write: false,
+            umask: 0,
+        };
         match self.op(op)? {
-            Replied::Entry { attributes, created: true } => Ok(attributes),
+            Replied::Entry { attributes, created: true, .. } => Ok(attributes),
             other => panic!("{other:?}"),
         }
     }
@@ -81,7 +92,7 @@ impl World {
     }
 
     fn patch(&mut self, ino: InodeId, patches: Vec<Patch>, chunks: Vec<ChunkClaim>) -> Result<Attributes, Status> {
-        match self.op(Op::Write { ino, patches, chunks, kill_privileges: false })? {
+        match self.op(Op::Write { ino, patches, chunks, kill_privileges: false, behind: None })? {
             Replied::Written { attributes, .. } => Ok(attributes),
             other => panic!("{other:?}"),
         }
@@ -131,11 +142,21 @@ fn a_late_or_doubled_request_gets_the_first_outcome() {
     let mut world = World::new();
     let made = world.create(ROOT, "a", NewKind::File).unwrap();
     let hash = world.namespace.tables_hash();
-    assert_eq!(world.repeat(), Ok(Replied::Entry { attributes: made, created: true }));
+    assert_eq!(world.repeat(), Ok(Replied::Entry { attributes: made, created: true, writer: false }));
     assert_eq!(world.namespace.tables_hash(), hash, "the second time nothing happened");
     // An error is an outcome as well: the name is gone meanwhile, the answer stays.
-    let op =
-        Op::Create { parent: ROOT, name: name("a"), kind: NewKind::File, mode: 0, uid: 0, gid: 0, exclusive: true, hold: false, umask: 0 };
+    let op = Op::Create {
+        parent: ROOT,
+        name: name("a"),
+        kind: NewKind::File,
+        mode: 0,
+        uid: 0,
+        gid: 0,
+        exclusive: true,
+        hold: false,
+        write: false,
+        umask: 0,
+    };
     assert_eq!(world.op(op), Err(Status::Exists));
     let refused = world.last.clone().unwrap();
     world.unlink("a").unwrap();

@@ -91,7 +91,12 @@ impl Node {
         let early = self.sabotaged(Sabotage::AckBeforeCommit) && is_removal(&command);
         match self.propose(command) {
             Ok(()) if early => {
-                let response = Response::Replied { replied: Replied::Done, epoch: self.map.epoch };
+                let response = Response::Replied {
+                    replied: Replied::Done,
+                    grants: Vec::new(),
+                    term: self.leads().unwrap_or_default(),
+                    epoch: self.map.epoch,
+                };
                 self.answer(asker, Ok(response), Bytes::new());
             }
             Ok(()) => _ = awaited.map(|awaited| self.waiters.waiting.insert(awaited, asker)),
@@ -161,9 +166,10 @@ impl Node {
         let epoch = self.map.epoch;
         let failure = |status: Status| Failure { epoch, ..status.into() };
         let replied = result.map_err(failure)?;
+        let term = self.leads().unwrap_or_default();
         Ok(match command {
-            Command::Request { .. } => Response::Replied { replied, epoch },
-            Command::OpenSession { .. } => Response::Renewed { term: self.leads().unwrap_or_default(), epoch },
+            Command::Request { .. } => Response::Replied { replied, grants: Vec::new(), term, epoch },
+            Command::OpenSession { .. } => Response::Renewed { term, epoch, time: self.cluster_time() },
             Command::SetMember(_) => Response::Joined { map: self.map.clone() },
             _ => Response::Done,
         })
@@ -173,7 +179,7 @@ impl Node {
 /// A creation that opens what it makes counts as held from the very entry on, so that no removal can come between. Also the repetition
 /// of one under a new leader, who has not seen the first; but not a late double of one whose file was closed meanwhile.
 fn hold_created(leading: &mut Leading, command: &Command, result: &Result<Replied, Status>) {
-    let (Command::Request { session, op: Op::Create { hold: true, .. }, .. }, Ok(Replied::Entry { attributes, created })) =
+    let (Command::Request { session, op: Op::Create { hold: true, .. }, .. }, Ok(Replied::Entry { attributes, created, .. })) =
         (command, result)
     else {
         return;

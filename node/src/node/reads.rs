@@ -89,11 +89,11 @@ impl Node {
         match read {
             Read::Query { session, query } => {
                 let answer = self.query(session, &query)?;
-                Ok(Response::Answered { answer, term, epoch })
+                Ok(Response::Answered { answer, grants: Vec::new(), term, epoch })
             }
             Read::Renew { session, answered_below, uploads_from } => {
                 if self.renew(session, answered_below, uploads_from, received) {
-                    Ok(Response::Renewed { term, epoch })
+                    Ok(Response::Renewed { term, epoch, time: self.cluster_time() })
                 } else {
                     Err(Status::SessionGone)
                 }
@@ -115,7 +115,7 @@ impl Node {
                 }
                 Ok(Answer::Done)
             }
-            Query::Reclaim { held, last } => {
+            Query::Reclaim { held, last, .. } => {
                 self.namespace.session(session).ok_or(Status::SessionGone)?;
                 let leading = self.leading.as_mut().ok_or(Status::NotLeader)?;
                 leading.holds.reclaim(session, held, *last)?;

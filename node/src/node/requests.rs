@@ -51,7 +51,7 @@ impl Node {
         match request {
             Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
-            Request::OpenSession => self.propose_for(asker, Command::OpenSession { session }),
+            Request::OpenSession { .. } => self.propose_for(asker, Command::OpenSession { session }),
             Request::EndSession => self.propose_for(asker, Command::EndSession { session }),
             Request::Renew { answered_below, uploads_from } => {
                 self.read_for(asker, Read::Renew { session, answered_below, uploads_from });
@@ -64,6 +64,7 @@ impl Node {
                 self.propose_for(asker, Command::Request { session, number, answered_below, uploads_from, op });
             }
             Request::Query(query) => self.read_for(asker, Read::Query { session, query }),
+            Request::Recalled { .. } | Request::GiveUp { .. } => self.answer(asker, Ok(Response::Done), Bytes::new()),
             Request::Shutdown => self.on_shutdown(asker),
             Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
                 self.fail(asker, Status::InvalidArgument);
@@ -207,7 +208,7 @@ impl Node {
             Notice::SnapshotProgress { id, next } => self.transfers.on_progress(now, from, id, next),
             Notice::Map(map) => self.adopt_map(&map),
             Notice::Stop if self.map.is_living(from) => self.stop_soon("the cluster was shut down"),
-            Notice::Stop => {}
+            Notice::Stop | Notice::Recall { .. } | Notice::SpaceShort => {}
         }
     }
 }

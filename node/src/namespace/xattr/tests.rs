@@ -14,9 +14,9 @@ fn xattr_name(text: &str) -> XattrName {
 
 fn make(world: &mut World, parent: InodeId, text: &str, kind: NewKind, (mode, umask): (u16, u16)) -> Attributes {
     let name = Name::new(text).unwrap();
-    let op = Op::Create { parent, name, kind, mode, uid: 10, gid: 20, exclusive: true, hold: false, umask };
+    let op = Op::Create { parent, name, kind, mode, uid: 10, gid: 20, exclusive: true, hold: false, write: false, umask };
     match world.op(op).unwrap() {
-        Replied::Entry { attributes, created: true } => attributes,
+        Replied::Entry { attributes, created: true, .. } => attributes,
         other => panic!("{other:?}"),
     }
 }
@@ -252,7 +252,7 @@ fn changed_content_takes_capabilities_away() {
     let set_again = |world: &mut World| assert!(set(world, ino, name, b"caps").unwrap().xattrs.has(XattrFlags::CAPABILITY));
     set_again(&mut world);
     let patch = Patch { at: WriteAt::End, length: 1, source: Source::Inline(Bytes::from_static(b"x")) };
-    world.op(Op::Write { ino, patches: vec![patch], chunks: Vec::new(), kill_privileges: false }).unwrap();
+    world.op(Op::Write { ino, patches: vec![patch], chunks: Vec::new(), kill_privileges: false, behind: None }).unwrap();
     assert_eq!((value(&world, ino, name), attributes(&world, ino).xattrs), (Err(Status::NoData), XattrFlags::default()));
     let size = SetAttributes { size: Some(0), ..SetAttributes::default() };
     let owner = SetAttributes { uid: Some(7), ..SetAttributes::default() };
