@@ -79,7 +79,7 @@ fn main() -> Result<(), Status> {
     world.apply(Command::Found { cluster: ClusterId(9), replicas: 2 })?;
     let address = Address::Tcp { host: "node".into(), port: 1 };
     world.apply(Command::SetMember(Member { id: NodeId(1), address, memory: 1 << 30, zone: String::new(), state: MemberState::Live }))?;
-    world.apply(Command::OpenSession { session: SESSION })?;
+    world.apply(Command::OpenSession { session: SESSION, caches: true })?;
 
     let (before, begin, mut directory) = (resident_bytes(), Instant::now(), ROOT);
     for index in 0..FILES {

@@ -10,6 +10,7 @@ pub mod cluster_map;
 pub mod limits;
 pub mod link;
 pub mod links;
+pub mod locks;
 pub mod net;
 pub mod placement;
 pub mod random;

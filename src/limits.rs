@@ -269,6 +269,25 @@ pub const MOUNT_WRITE_BYTES_MAX: usize = 64 << 20;
 pub const MOUNT_REQUESTS_MAX: usize = 2048;
 /// Background requests (readahead, asynchronous I/O) that the kernel keeps in flight towards a mount.
 pub const MOUNT_BACKGROUND_MAX: u16 = 64;
+/// Locks of one inode, and of one session in all.
+pub const LOCKS_PER_INODE_MAX: usize = 4096;
+pub const LOCKS_PER_SESSION_MAX: u64 = 1 << 16;
+/// Requests for locks that one client has waiting.
+pub const CLIENT_LOCK_WAITS_MAX: usize = 4096;
+/// A client that waits for a lock asks again after this long, if the leader does not tell it to earlier.
+pub const LOCK_POLL: Duration = Duration::from_millis(1000);
+/// A leader forgets a waiter that has not asked for this long.
+pub const LOCK_WAITER_SILENCE: Duration = Duration::from_millis(3500);
+/// A waiter steps aside for those that came before it for this long at most; longer, it could wait for who waits for it.
+pub const LOCK_PATIENCE: Duration = Duration::from_millis(1000);
+/// The same waiter is not told again that its lock may be free before this time has passed.
+pub const LOCK_NOTICE_INTERVAL: Duration = Duration::from_millis(200);
+/// Waiters that a leader keeps in order; those beyond just ask again.
+pub const LOCK_WAITERS_MAX: usize = 1 << 14;
+/// Who was interrupted while a lock request of his was on its way gets its outcome if it comes within this time.
+pub const LOCK_INTERRUPT_GRACE: Duration = Duration::from_millis(400);
+/// A mount looks this often for signals to the processes that wait for locks.
+pub const SIGNAL_LOOK_INTERVAL: Duration = Duration::from_millis(150);
 /// Nodes inside one mount process.
 pub const EMBEDDED_NODES_MAX: usize = 64;
 
@@ -283,6 +302,18 @@ pub const SESSION_RIGHTS_MAX: usize = 1 << 17;
 pub const CLIENT_RIGHTS_MAX: usize = 1 << 16;
 /// Files on which one session may have `WRITE`.
 pub const SESSION_WRITERS_MAX: usize = 4096;
+/// Operations of clients between their arrival at the leader and their application, and queries that wait for somebody's writes.
+pub const GATE_OPS_MAX: usize = 1 << 15;
+/// A recall that is not obeyed is said again this often.
+pub const RECALL_RESEND: Duration = Duration::from_millis(300);
+/// A session that was told to forget so many names of a directory without asking for any loses the right to the others.
+pub const NAME_NOTICES_MAX: u32 = 8;
+/// Rights on an inode that were recalled so often within the window are not given again for a while.
+pub const COOL_RECALLS: u32 = 3;
+pub const COOL_WINDOW: Duration = Duration::from_secs(2);
+pub const COOL_TIME: Duration = Duration::from_secs(1);
+/// Inodes whose recalls are counted at once; on others rights are given however contended.
+pub const HEATS_MAX: usize = 1 << 14;
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
@@ -307,4 +338,7 @@ const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_milli
 const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
+const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis());
+const _: () = assert!(2 * SIGNAL_LOOK_INTERVAL.as_millis() + LOCK_INTERRUPT_GRACE.as_millis() < 1000);
+const _: () = assert!(CLIENT_LOCK_WAITS_MAX < CLIENT_CALLS_MAX);
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);

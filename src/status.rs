@@ -63,6 +63,7 @@ statuses! {
     WouldBlock = 23, EAGAIN, "would block";
     NoSuchDeviceAddress = 24, ENXIO, "no data there";
     NotYet = 25, ENOSYS, "not yet built";
+    NoLocks = 26, ENOLCK, "no more locks";
     // What befell the cluster; some are retried below the caller until the deadline.
     Busy = 40, EBUSY, "a bounded queue is full; try again";
     TimedOut = 41, ETIMEDOUT, "no answer within the operation deadline";

@@ -26,11 +26,13 @@ const DRIVERS: &[&str] = &[
     "mount/src/errno.rs",
     "mount/src/fuse.rs",
     "mount/src/leftover.rs",
+    "mount/src/lock_request.rs",
     "mount/src/main.rs",
     "mount/src/mounting.rs",
     "mount/src/run.rs",
     "mount/src/server.rs",
     "mount/src/signals.rs",
+    "mount/src/waiters.rs",
 ];
 
 /// What no core may name.

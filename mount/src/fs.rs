@@ -89,6 +89,12 @@ impl Fs {
         self.drain(now);
     }
 
+    /// Whoever waits for the answer to the request of that token has been interrupted; one that waits for a lock is answered soon.
+    pub fn on_interrupt(&mut self, now: Time, token: u64) {
+        self.translator.on_interrupt(token);
+        self.drain(now);
+    }
+
     /// The kernel forgot an inode.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) {
         self.translator.on_forget(ino, count);
@@ -161,6 +167,7 @@ impl Fs {
                 match effect {
                     Effect::Call { step, .. } if self.foreign => self.translator.on_done(step, Err(Status::WrongCluster)),
                     Effect::Call { step, call } => self.core.submit(now, step, call),
+                    Effect::Interrupt { step } => self.core.interrupt(now, step),
                     Effect::Reply { token, reply } => self.outputs.push_back(FsOutput::Reply { token, reply }),
                 }
             }
@@ -214,6 +221,7 @@ impl Fs {
         for link in std::mem::take(&mut self.links) {
             self.outputs.push_back(FsOutput::Link(LinkAction::Close { link }));
         }
+        self.translator.on_locks_lost(|ino, kind, key| self.core.holds_lock(ino, kind, key));
         self.sessions_lost += 1;
         self.config.session = SessionId(self.random.next_id());
         self.core = client::Core::new(self.config.clone(), now, self.random.next());

@@ -1,7 +1,7 @@
 //! The FUSE shell: decodes requests, hands them with their reply objects to the loop thread, and sends the replies from there.
 //!
 //! Owns nothing of the file system. A FUSE thread only waits when the queue to the loop thread, or the allowance of unanswered requests, is
-//! full; what needs no state (flush, ...) is answered at once.
+//! full; what needs no state is answered at once.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,13 +13,15 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use dfs::client::driver;
 use dfs::limits;
+use dfs::locks::{LockMode, LockRange};
 use dfs::types::{ByteRange, InodeId};
-use dfs::wire::namespace::{NewKind, RenameMode, SetAttributes, Space};
+use dfs::wire::namespace::{LockWait, NewKind, RenameMode, SetAttributes, SetLock, Space};
 use dfs::xattr::{TRUSTED_PREFIX, XattrCondition};
 use fuser::*;
 
 use crate::caller::Caller;
 use crate::errno::{errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
+use crate::lock_request;
 use crate::requests::{Context, Handle, Listing, NewXattr, OpenMode, Reply, Request as Asked, WriteKind};
 use crate::server::Input;
 
@@ -42,6 +44,7 @@ pub enum Slot {
     Space(ReplyStatfs),
     Directory(ReplyDirectory),
     DirectoryPlus(ReplyDirectoryPlus),
+    Lock(ReplyLock),
     /// With the size of the caller's buffer; 0 asks for the length.
     Xattr(ReplyXattr, u32),
     Xattrs(ReplyXattr, u32, Caller),
@@ -65,6 +68,7 @@ impl Slot {
             (Slot::Space(slot), Reply::Space(space)) => send_space(slot, space),
             (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
             (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
+            (Slot::Lock(slot), Reply::Lock(found)) => send_lock(slot, *found),
             (Slot::Xattr(slot, size), Reply::Xattr(value)) => send_sized(slot, size, value),
             (Slot::Xattrs(slot, size, caller), Reply::Xattrs(names)) => send_sized(slot, size, &visible(names, caller)),
             (slot, Reply::Error(status)) => slot.fail(errno(*status)),
@@ -85,6 +89,7 @@ impl Slot {
             Slot::Space(slot) => slot.error(errno),
             Slot::Directory(slot) => slot.error(errno),
             Slot::DirectoryPlus(slot) => slot.error(errno),
+            Slot::Lock(slot) => slot.error(errno),
             Slot::Xattr(slot, _) | Slot::Xattrs(slot, ..) => slot.error(errno),
         }
     }
@@ -96,6 +101,13 @@ fn send_space(slot: ReplyStatfs, space: &Space) {
     let files = space.inodes.saturating_add(space.inodes_available);
     let (size, name) = (BLOCK_BYTES as u32, limits::NAME_BYTES_MAX as u32);
     slot.statfs(blocks(space.capacity), blocks(free), blocks(space.available), files, space.inodes_available, size, name, size);
+}
+
+fn send_lock(slot: ReplyLock, found: Option<(LockRange, LockMode, u32)>) {
+    match found {
+        Some((range, mode, pid)) => slot.locked(range.first, range.last, lock_request::number_of(Some(mode)), pid),
+        None => slot.locked(0, 0, lock_request::number_of(None), 0),
+    }
 }
 
 /// A value for a buffer of that size, or its length if that is 0.
@@ -159,10 +171,16 @@ struct Used {
 #[derive(Debug)]
 pub struct Permit {
     allowance: Arc<Allowance>,
+    requests: usize,
     bytes: usize,
 }
 
 impl Permit {
+    /// For what may wait for others without bound: if it took a place, those that it waits for might find none.
+    fn free(allowance: &Arc<Allowance>) -> Self {
+        Permit { allowance: allowance.clone(), requests: 0, bytes: 0 }
+    }
+
     fn take(allowance: &Arc<Allowance>, bytes: usize) -> Self {
         let mut used = allowance.used.lock().unwrap_or_else(PoisonError::into_inner);
         while used.requests >= limits::MOUNT_REQUESTS_MAX || (used.bytes > 0 && used.bytes + bytes > limits::MOUNT_WRITE_BYTES_MAX) {
@@ -170,14 +188,14 @@ impl Permit {
         }
         used.requests += 1;
         used.bytes += bytes;
-        Permit { allowance: allowance.clone(), bytes }
+        Permit { allowance: allowance.clone(), requests: 1, bytes }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut used = self.allowance.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.requests -= 1;
+        used.requests -= self.requests;
         used.bytes -= self.bytes;
         drop(used);
         self.allowance.freed.notify_one();
@@ -209,7 +227,7 @@ impl Shell {
 }
 
 /// What is asked of the kernel, where it has it; each flag on its own, so that an older kernel without one still serves.
-const CAPABILITIES: [InitFlags; 12] = [
+const CAPABILITIES: [InitFlags; 14] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_BIG_WRITES,
@@ -220,6 +238,8 @@ const CAPABILITIES: [InitFlags; 12] = [
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
     // With the umask left to the namespace, which knows whether a default ACL stands in for it.
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
@@ -408,6 +428,57 @@ impl Filesystem for Shell {
         self.ask(req, Asked::Release { handle: Handle(fh.0) }, Slot::Empty(reply));
     }
 
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        let request = Asked::Flush { ino: inode(ino), handle: Handle(fh.0), owner: lock_owner.0 };
+        self.ask(req, request, Slot::Empty(reply));
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn getlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let Some(range) = lock_request::range_of(start, end) else { return reply.error(Errno::EINVAL) };
+        let request = Asked::TestLock { ino: inode(ino), key: lock_owner.0, range, mode: lock_request::mode_of(typ) };
+        self.ask(req, request, Slot::Lock(reply));
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn setlk(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let decoded = lock_request::Decoded { handle: fh.0, owner: lock_owner.0, start, end, mode: typ, pid };
+        let (Some(kind), Some(range)) = (lock_request::kind_of(req, &decoded), lock_request::range_of(start, end)) else {
+            tracing::error!(?decoded, "a lock request that cannot be read");
+            return reply.error(Errno::ENOLCK);
+        };
+        let mode = lock_request::mode_of(typ);
+        let wait = lock_request::wait_of(kind, sleep && mode.is_some(), req.pid());
+        let lock = SetLock { kind, key: lock_owner.0, range, mode, wait, pid };
+        let request = Asked::SetLock { ino: inode(ino), handle: Handle(fh.0), lock };
+        let waits = wait != LockWait::Never;
+        let permit = if waits { Permit::free(&self.allowance) } else { Permit::take(&self.allowance, 0) };
+        self.ask_with(permit, req, request, Slot::Empty(reply));
+    }
+
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         self.ask(req, Asked::Sync { ino: inode(ino) }, Slot::Empty(reply));
     }
@@ -456,12 +527,7 @@ impl Filesystem for Shell {
     }
 
     // From here on: what is answered without the cluster. The kernel remembers ENOSYS and asks no more; to programs it says what belongs
-    // there: success for flush (nothing is dirty after write(2) returned), EOPNOTSUPP for fallocate, a plain copy
-    // for copy_file_range, the whole file as data for SEEK_DATA.
-    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
+    // there: EOPNOTSUPP for fallocate, a plain copy for copy_file_range, the whole file as data for SEEK_DATA.
     fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }

@@ -148,6 +148,11 @@ impl<W> Handles<W> {
         self.files.get(&handle) == Some(&ino)
     }
 
+    /// The inode of an open file.
+    pub fn inode(&self, handle: Handle) -> Option<InodeId> {
+        self.files.get(&handle).copied()
+    }
+
     /// Inodes that this mount holds or is about to.
     pub fn held(&self) -> impl Iterator<Item = InodeId> {
         self.inodes.keys().copied()

@@ -5,9 +5,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dfs::locks::{LockMode, LockRange};
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, InodeId};
-use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, Space};
+use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, SetLock, Space};
 use dfs::xattr::XattrCondition;
 
 /// Who asks, as the kernel tells it.
@@ -127,6 +128,24 @@ pub enum Request {
     Release {
         handle: Handle,
     },
+    /// close(2) of a descriptor by the process that the kernel calls `owner`.
+    Flush {
+        ino: InodeId,
+        handle: Handle,
+        owner: u64,
+    },
+    SetLock {
+        ino: InodeId,
+        handle: Handle,
+        lock: SetLock,
+    },
+    /// F_GETLK; without a mode, about the owner's own locks.
+    TestLock {
+        ino: InodeId,
+        key: u64,
+        range: LockRange,
+        mode: Option<LockMode>,
+    },
     OpenDirectory {
         ino: InodeId,
     },
@@ -181,6 +200,8 @@ pub enum Reply {
     Written(u32),
     Listing(Listing),
     Space(Space),
+    /// TestLock: range, mode and process of the lock that was found.
+    Lock(Option<(LockRange, LockMode, u32)>),
     Xattr(Bytes),
     /// Names, each with a NUL behind it.
     Xattrs(Bytes),

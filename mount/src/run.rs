@@ -29,6 +29,7 @@ use crate::mounting::{self, Mount, Unmounted};
 use crate::server::{Input, OwnResult, Server};
 use crate::signals::{self, Signal};
 use crate::translate::{KeepsSetgid, Options};
+use crate::waiters::Watch;
 
 /// Time that ending the session may take; `umount` promises that the process is gone within 2 s.
 const END_TIMEOUT: Duration = Duration::from_millis(1200);
@@ -129,7 +130,15 @@ fn start_server(args: &Args, nodes: &[Address], alive: Sender<()>) -> Result<(dr
     config.op_timeout = args.op_timeout;
     config.cache_bytes = args.cache as usize;
     let fs = Fs::new(config, options, clock::now(), random.next());
-    driver::spawn("dfs-loop", Server::new(fs, alive)).map_err(|error| format!("cannot start the network thread: {error}"))
+    let failed = |error| format!("cannot start a thread: {error}");
+    let (server, thread) = driver::spawn("dfs-loop", Server::new(fs, alive)).map_err(failed)?;
+    let to_server = server.clone();
+    let interrupt = move |token| {
+        // One that finds no room comes again with the next look.
+        let _ = to_server.send(Input::Interrupt(token));
+    };
+    server.send_waiting(Input::Watch(Watch::start(interrupt).map_err(failed)?)).map_err(|status| status.text().to_string())?;
+    Ok((server, thread))
 }
 
 fn system_seed() -> std::io::Result<u64> {

@@ -2,7 +2,7 @@
 //!
 //! A [`Machine`] for the client driver. Replies are sent from here, so no other thread ever waits for the network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crossbeam_channel::Sender;
 use dfs::client::{self, driver::Machine};
@@ -10,10 +10,12 @@ use dfs::link::{LinkAction, LinkEvent};
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::InodeId;
+use dfs::wire::namespace::LockWait;
 
 use crate::fs::{Fs, FsOutput};
 use crate::fuse::{Permit, Slot};
-use crate::requests::{Context, Reply, Request};
+use crate::requests::{Context, Reply, Request, Request as Asked};
+use crate::waiters::Watch;
 
 /// Result of one of the mount process's own calls.
 pub type OwnResult = Result<client::Reply, Status>;
@@ -22,10 +24,14 @@ pub type OwnResult = Result<client::Reply, Status>;
 pub enum Input {
     /// A request of the kernel with the object that its reply goes to.
     Request { context: Context, request: Request, slot: Slot, permit: Permit },
+    /// A signal is pending for whoever waits for the answer to that token.
+    Interrupt(u64),
     /// The kernel forgot inodes.
     Forget(Vec<(InodeId, u64)>),
     /// A call of the mount process itself; the result goes to the channel, which must have room.
     Own { call: client::Call, answer: Sender<OwnResult> },
+    /// Who looks for signals to those that wait.
+    Watch(Watch),
     /// End the loop thread.
     Stop,
 }
@@ -37,6 +43,10 @@ pub struct Server {
     own: BTreeMap<u64, Sender<OwnResult>>,
     next_token: u64,
     stopped: bool,
+    /// Looks after those that wait for locks, once there is a way back from it.
+    watch: Option<Watch>,
+    /// Requests that are being watched.
+    watched: BTreeSet<u64>,
     /// Never used: that it is dropped tells the main thread that this one has ended, whatever the reason.
     _alive: Sender<()>,
 }
@@ -44,7 +54,16 @@ pub struct Server {
 impl Server {
     /// Nothing in flight. `alive` is dropped when the machine is.
     pub fn new(fs: Fs, alive: Sender<()>) -> Self {
-        Server { fs, slots: BTreeMap::new(), own: BTreeMap::new(), next_token: 1, stopped: false, _alive: alive }
+        Server {
+            fs,
+            slots: BTreeMap::new(),
+            own: BTreeMap::new(),
+            next_token: 1,
+            stopped: false,
+            watch: None,
+            watched: BTreeSet::new(),
+            _alive: alive,
+        }
     }
 
     fn token(&mut self) -> u64 {
@@ -54,6 +73,9 @@ impl Server {
     }
 
     fn on_reply(&mut self, token: u64, reply: &Reply) {
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.watched.remove(&token)) {
+            watch.remove(token);
+        }
         let (slot, _permit) = self.slots.remove(&token).expect("every request is answered once, and only while its slot waits");
         let taken = slot.send(reply);
         if let Reply::Listing(listing) = reply {
@@ -70,8 +92,16 @@ impl Machine for Server {
             Input::Request { context, request, slot, permit } => {
                 let token = self.token();
                 self.slots.insert(token, (slot, permit));
+                if let (Some(watch), Asked::SetLock { lock, .. }) = (&self.watch, &request)
+                    && lock.wait != LockWait::Never
+                {
+                    self.watched.insert(token);
+                    watch.add(token, context.pid);
+                }
                 self.fs.on_request(now, token, context, request);
             }
+            Input::Interrupt(token) => self.fs.on_interrupt(now, token),
+            Input::Watch(watch) => self.watch = Some(watch),
             Input::Forget(inodes) => inodes.into_iter().for_each(|(ino, count)| self.fs.on_forget(ino, count)),
             Input::Own { call, answer } => {
                 let token = self.token();

@@ -3,10 +3,13 @@
 //! A pure state machine without clock and network: [`Translator::on_request`] and [`Translator::on_done`] in, [`Effect`]s out. Owns the open
 //! handles and what has to happen when a call ends. Every request gets exactly one reply, except those that want none.
 
+mod locks;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use dfs::client;
 use dfs::limits;
+use dfs::locks::LockKind;
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, Cookie, InodeId, Name};
 use dfs::wire::namespace::{Answer, NewKind, Op, Query, Replied, SetAttributes, WriteAt};
@@ -40,6 +43,8 @@ impl Default for KeepsSetgid {
 pub enum Effect {
     /// Submit the call; its result comes back to `on_done` under `step`.
     Call { step: u64, call: client::Call },
+    /// The call that has that step is not waited for any longer.
+    Interrupt { step: u64 },
     /// Answer the request.
     Reply { token: u64, reply: Reply },
 }
@@ -54,6 +59,7 @@ enum Shape {
     Space,
     Xattr,
     Done,
+    Lock,
 }
 
 /// An open that waits for its hold or its truncation.
@@ -105,6 +111,11 @@ enum Step {
         offset: u64,
         plus: bool,
     },
+    Lock {
+        token: u64,
+    },
+    /// What an open file took with it; the core sees to it that it is done.
+    Unlocked,
 }
 
 /// The state machine.
@@ -112,6 +123,7 @@ enum Step {
 pub struct Translator {
     options: Options,
     handles: Handles<Opener>,
+    locks: locks::HandleLocks,
     steps: BTreeMap<u64, Step>,
     next_step: u64,
     xattrs: xattr::Known,
@@ -124,6 +136,7 @@ impl Translator {
         Translator {
             options,
             handles: Handles::default(),
+            locks: locks::HandleLocks::default(),
             steps: BTreeMap::new(),
             next_step: 1,
             xattrs: xattr::Known::default(),
@@ -158,7 +171,8 @@ impl Translator {
             Step::Hold { ino } => self.on_hold(ino, result),
             Step::Truncate { ino, opener } => self.on_truncated(ino, opener, result),
             Step::Release { ino, sequence } => self.on_released(ino, sequence, result),
-            Step::Unawaited => {}
+            Step::Unawaited | Step::Unlocked => {}
+            Step::Lock { token } => self.on_lock_set(token, result),
             Step::List { token, handle, offset, plus } => self.on_listed(token, handle, offset, plus, result),
         }
     }
@@ -255,8 +269,14 @@ impl Translator {
             Request::Sync { .. } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Flush),
             Request::Release { handle } => {
                 let ino = self.handles.close(handle).ok_or(Status::BadHandle)?;
+                self.release_locks(ino, handle);
                 self.reply(token, Reply::Done);
                 self.leave(ino);
+            }
+            Request::Flush { ino, handle, owner } => self.flush(token, ino, handle, owner),
+            Request::SetLock { ino, handle, lock } => return self.set_lock(token, ino, handle, lock),
+            Request::TestLock { ino, key, range, mode } => {
+                self.test_lock(token, Query::TestLock { ino, kind: LockKind::Fcntl, key, range, mode });
             }
             Request::OpenDirectory { ino } => {
                 let handle = self.handles.open_stream(ino);
@@ -277,9 +297,7 @@ impl Translator {
     }
 
     fn read(&mut self, token: u64, ino: InodeId, handle: Handle, range: ByteRange) -> Result<(), Status> {
-        if !self.handles.is_open(handle, ino) {
-            return Err(Status::BadHandle);
-        }
+        self.check_handle(handle, ino)?;
         // Past the largest file there is nothing, as behind the end of any file.
         let length = range.length.min(limits::FILE_BYTES_MAX.saturating_sub(range.offset));
         if length == 0 {
@@ -302,9 +320,7 @@ impl Translator {
         bytes: bytes::Bytes,
         kind: WriteKind,
     ) -> Result<(), Status> {
-        if !self.handles.is_open(handle, ino) {
-            return Err(Status::BadHandle);
-        }
+        self.check_handle(handle, ino)?;
         if offset.saturating_add(bytes.len() as u64) > limits::FILE_BYTES_MAX {
             return Err(Status::FileTooLarge);
         }
@@ -483,6 +499,7 @@ fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
         (Shape::Space, client::Reply::Answer(Answer::Space(space))) => Reply::Space(space),
         (Shape::Xattr, reply) => xattr::shaped(reply)?,
         (Shape::Done, _) => Reply::Done,
+        (Shape::Lock, reply) => locks::shaped(reply)?,
         _ => return Err(Status::Internal),
     })
 }

@@ -4,15 +4,20 @@
 //! in is only fed; everything that follows from it happens once per turn, when outputs are asked for, so that the events of one turn
 //! share one round of the log.
 
+mod admission;
+mod claims;
+mod gate;
 mod holds;
 mod joining;
 mod leader;
 mod leaving;
+mod locks;
 mod membership;
 mod proposals;
 mod reads;
 mod report;
 mod requests;
+mod rights;
 mod sessions;
 mod storage;
 mod transfer;
@@ -29,7 +34,7 @@ use dfs::placement::PlacementTable;
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{Address, ChunkHash, ClusterId, Epoch, Instance, NodeId, Term, Timestamp};
+use dfs::types::{Address, ChunkHash, ClusterId, Epoch, Instance, NodeId, SessionId, Term, Timestamp};
 use dfs::wire::message::{Body, Failure, Notice, Request, Response};
 
 use crate::chunk::{ChunkStore, InstanceCheck};
@@ -67,6 +72,8 @@ pub enum Sabotage {
     DropInstanceCheck,
     /// Reads are answered without proof of leadership.
     ReadFromDeposed,
+    /// Changes and looks do not wait until what others cache or write alone is given back.
+    RecallIgnored,
 }
 
 /// What a node is told at its start.
@@ -139,6 +146,8 @@ pub struct Node {
     links: Links,
     /// Links that others dialled.
     incoming: BTreeMap<LinkId, Hello>,
+    /// The newest control link of each client.
+    session_links: BTreeMap<SessionId, LinkId>,
     tickets: BTreeMap<Ticket, Purpose>,
     /// `None` until the node is a member.
     group: Option<Group>,
@@ -183,6 +192,7 @@ impl Node {
             pushed: Epoch(0),
             links,
             incoming: BTreeMap::new(),
+            session_links: BTreeMap::new(),
             tickets: BTreeMap::new(),
             group: None,
             namespace: Namespace::new(SpaceLimits::default()),
@@ -223,8 +233,15 @@ impl Node {
             return self.links.on_event(now, event);
         }
         match event {
-            LinkEvent::Up { link, peer } => _ = self.incoming.insert(link, peer),
-            LinkEvent::Down { link, .. } => _ = self.incoming.remove(&link),
+            LinkEvent::Up { link, peer } => {
+                self.incoming.insert(link, peer);
+                self.on_link_up(link, peer.role, peer.lane, peer.sender);
+            }
+            LinkEvent::Down { link, .. } => {
+                if let Some(peer) = self.incoming.remove(&link) {
+                    self.on_link_down(link, peer.sender);
+                }
+            }
             LinkEvent::Received { link, frame } => self.on_frame(link, frame),
         }
     }
@@ -372,6 +389,7 @@ impl Node {
                     moved = true;
                 }
                 moved |= self.drain_group();
+                moved |= self.pursue_gate();
                 if !moved {
                     self.pursue_duties();
                     self.pursue_stage();
@@ -381,7 +399,9 @@ impl Node {
                     break;
                 }
             }
+            self.wake_lock_waiters();
             self.answer_reads();
+            self.pursue_gate();
             self.pursue_transfers();
             self.report_storage();
             self.drain_group();
@@ -412,7 +432,7 @@ impl Node {
         tracing::info!(leader = ?leader, term = term.0, "leader changed");
         let leads = self.leads();
         if self.leading.as_ref().map(|leading| leading.term()) != leads {
-            if self.leading.take().is_some() {
+            if self.leading.is_some() {
                 self.resign();
             }
             if let Some(term) = leads {
@@ -430,6 +450,9 @@ impl Node {
     /// Whoever waits for this node as leader is sent to the next one.
     fn resign(&mut self) {
         let failure = self.not_leader();
+        for asker in self.leading.take().map(|mut leading| leading.gate.take_askers()).unwrap_or_default() {
+            self.answer(asker, Err(failure.clone()), Bytes::new());
+        }
         for asker in self.waiters.take_all() {
             self.answer(asker, Err(failure.clone()), Bytes::new());
         }

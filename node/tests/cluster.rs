@@ -293,6 +293,7 @@ impl World {
     fn lookup(&mut self, text: &str) -> Result<InodeId, Status> {
         match self.query(Query::Lookup { parent: ROOT, name: name(text) })? {
             Answer::Attributes(attributes) => Ok(attributes.ino),
+            Answer::Absent => Err(Status::NotFound),
             other => panic!("{other:?}"),
         }
     }

@@ -22,6 +22,7 @@ use super::cache::ChunkCache;
 use super::fetch::Fetch;
 use super::fold::FoldBook;
 use super::layout::Layouts;
+use super::locks::{LockBook, LockJob};
 use super::read::ReadJob;
 use super::router::Router;
 use super::session::Session;
@@ -81,6 +82,7 @@ pub(super) enum Work {
         waits_for: BTreeSet<u64>,
     },
     EndSession,
+    Lock(Box<LockJob>),
 }
 
 /// What an answered request means for the inodes held.
@@ -150,6 +152,7 @@ pub struct Core {
     pub(super) cache: ChunkCache,
     pub(super) layouts: Layouts,
     pub(super) folds: FoldBook,
+    pub(super) locks: LockBook,
     pub(super) jobs: BTreeMap<u64, Job>,
     /// Those of the jobs that are flushes.
     flushes: BTreeSet<u64>,
@@ -192,6 +195,7 @@ impl Core {
             loads: BTreeMap::new(),
             layouts: Layouts::new(),
             folds: FoldBook::new(),
+            locks: LockBook::default(),
             jobs: BTreeMap::new(),
             flushes: BTreeSet::new(),
             write_bytes: 0,
@@ -244,6 +248,7 @@ impl Core {
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
+            Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
         }
         self.pump(now);
     }
@@ -331,6 +336,7 @@ impl Core {
         self.links.check_invariants();
         self.cache.check_invariants();
         self.folds.check_invariants();
+        self.locks.check_invariants();
         assert_eq!(self.alarms.len(), self.armed.len());
         assert!(self.internal.is_empty());
         let in_flight: usize = self.uploads.values().filter(|upload| upload.started).map(|upload| upload.bytes.len()).sum();
@@ -454,7 +460,7 @@ impl Core {
     }
 
     /// Works until nothing is left to do without new input.
-    fn pump(&mut self, now: Time) {
+    pub(super) fn pump(&mut self, now: Time) {
         loop {
             if let Some(output) = self.links.poll_output() {
                 self.on_links(now, output);
@@ -497,6 +503,7 @@ impl Core {
                 self.on_stop(now);
                 self.output(Output::Event(Event::Stopping));
             }
+            LinksOutput::Noticed { notice: Notice::LockFree { ino, kind, key }, .. } => self.on_lock_free(now, (ino, kind, key)),
             LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
         }
     }
@@ -533,6 +540,7 @@ impl Core {
             Work::Read(_) => self.on_layout_answer(now, id, result),
             Work::Write(_) => self.on_commit_answer(now, id, result),
             Work::Flush { .. } => {}
+            Work::Lock(_) => self.on_lock_answer(now, id, result),
             Work::EndSession => {
                 self.finish(now, id, result.map(|_| Reply::Done));
                 self.end(now, Status::SessionGone, None);
@@ -544,6 +552,7 @@ impl Core {
         match self.jobs.get(&id).map(|job| &job.work) {
             Some(Work::Read(_)) => self.retry_read(now, id),
             Some(Work::Write(_)) => self.retry_write(now, id),
+            Some(Work::Lock(_)) => self.on_lock_alarm(now, id),
             _ => {}
         }
     }

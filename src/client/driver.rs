@@ -174,7 +174,9 @@ mod tests {
                 let Body::Request(request) = frame.body else { continue };
                 let response = match request {
                     Request::Map { .. } => Response::Map(Some(map.clone())),
-                    Request::Renew { .. } => Response::Renewed { term: Term(1), epoch: Epoch(1), time: crate::types::Timestamp::default() },
+                    Request::Renew { .. } => {
+                        Response::Renewed { term: Term(1), epoch: Epoch(1), time: crate::types::Timestamp::default(), era: 1 }
+                    }
                     Request::Query(_) => {
                         let answer = Answer::Space(Space { capacity: 42, ..Space::default() });
                         Response::Answered { answer, grants: vec![], term: Term(1), epoch: Epoch(1) }

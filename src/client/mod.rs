@@ -12,6 +12,7 @@ pub mod driver;
 mod fetch;
 mod fold;
 mod layout;
+mod locks;
 mod read;
 mod router;
 mod session;
@@ -30,7 +31,7 @@ use crate::link::LinkAction;
 use crate::status::Status;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, SessionId};
 use crate::wire::message::StatusReport;
-use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, WriteAt};
+use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, WriteAt};
 
 pub use self::api::{Client, Error, Options};
 pub use self::core::Core;
@@ -123,6 +124,11 @@ pub enum Call {
     EndSession,
     /// Stops the whole cluster.
     Shutdown,
+    /// Takes, converts or gives up a lock. `WouldBlock` if it is not free; waits for it without a deadline if told to.
+    Lock {
+        ino: InodeId,
+        lock: SetLock,
+    },
 }
 
 /// What a call answered.

@@ -231,7 +231,7 @@ impl World {
                 return Some((Err(Failure { status: Status::NotLeader, leader, epoch }), Bytes::new()));
             }
             Request::OpenSession { .. } | Request::EndSession => Response::Done,
-            Request::Renew { .. } => Response::Renewed { term: Term(self.term), epoch, time: Timestamp::default() },
+            Request::Renew { .. } => Response::Renewed { term: Term(self.term), epoch, time: Timestamp::default(), era: 1 },
             Request::Namespace { number, op, answered_below, .. } => {
                 assert!(number >= answered_below);
                 let result = match self.outcomes.get(&number) {

@@ -348,6 +348,10 @@ impl Core {
                 Purpose::Fold { slot, waiter } => Some((read.ino, slot, waiter)),
                 _ => None,
             },
+            Work::Lock(lock) => {
+                self.forget_lock(&lock);
+                None
+            }
             _ => None,
         };
         if let Some((ino, slot, waiter)) = waiter {

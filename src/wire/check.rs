@@ -59,6 +59,7 @@ pub fn op(op: &Op) -> Result<(), Status> {
         }
         Op::RemoveXattr { name, .. } => xattr_name(name),
         Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
+        Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
     }
 }
 
@@ -106,6 +107,7 @@ fn query(query: &Query) -> Result<(), Status> {
             require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
             self::rights(rights)
         }
+        Query::TestLock { range, .. } | Query::LeaveLockQueue { range, .. } => require(range.is_well_formed()),
     }
 }
 
@@ -152,7 +154,7 @@ fn notice(notice: &Notice) -> Result<(), Status> {
                 Recall::Name { name, .. } => self::name(name),
             })
         }
-        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::SpaceShort | Notice::Stop => Ok(()),
+        Notice::Snapshot { .. } | Notice::SnapshotProgress { .. } | Notice::SpaceShort | Notice::Stop | Notice::LockFree { .. } => Ok(()),
     }
 }
 
@@ -177,6 +179,7 @@ fn answer(answer: &Answer) -> Result<(), Status> {
         Answer::Xattr(value) => require(value.len() <= limits::XATTR_VALUE_BYTES_MAX),
         Answer::Xattrs(names) => require(names.len() <= limits::XATTR_LIST_BYTES_MAX),
         Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
+        Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
     }
 }
 

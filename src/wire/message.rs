@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_map::{ClusterMap, Member};
 use crate::link::Lane;
+use crate::locks::LockKind;
 use crate::status::Status;
 use crate::time::Time;
 use crate::types::{
@@ -61,7 +62,8 @@ pub enum Request {
     Query(Query),
     /// The recall of that number in that term has been obeyed. Idempotent.
     Recalled { term: Term, number: u64 },
-    /// The session gives up these rights of its own accord (`READ` and `NAMES`; `WRITE` goes back through the log).
+    /// The session gives up these rights of its own accord (`READ` and `NAMES`; `WRITE` goes back through the log). Until it is answered,
+    /// grants of these rights that arrive are void: they were given before.
     GiveUp { rights: Vec<(InodeId, Rights)> },
     /// Stop the whole cluster.
     Shutdown,
@@ -120,11 +122,14 @@ pub enum Response {
     /// `None`: the asker's epoch is the newest.
     Map(Option<ClusterMap>),
     Status(Box<StatusReport>),
-    /// `time`: cluster time now.
+    /// `time`: cluster time now. `era`: which `READ` and `NAMES` rights of the session this renewal prolongs. 0: none, their lease goes on to
+    /// run out (the leader waits for a `Reclaim`, or for a recall to be obeyed). Else all that were granted or reclaimed in this term, if
+    /// it is the era that the session knows, which is 1 in a new term; a greater one says that all from before it are void.
     Renewed {
         term: Term,
         epoch: Epoch,
         time: Timestamp,
+        era: u64,
     },
     Replied {
         replied: Replied,
@@ -171,6 +176,10 @@ pub enum Response {
 }
 
 /// Rights that the session has from this answer on, in addition to those it has already. A client that knows a higher term discards it.
+///
+/// What an answer tells may be kept only as far as the same answer grants it, whatever the session has already: attributes under `READ`
+/// of the inode, an entry or its absence under `NAMES` of the directory. An answer without the grant was given while a change was on its
+/// way, or repeats what was answered long ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     pub ino: InodeId,
@@ -178,7 +187,7 @@ pub struct Grant {
 }
 
 /// What a session must forget before somebody else's change or look goes on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Recall {
     /// Afterwards the session has at most `keep` on the inode. `WRITE` goes back through the log, once all that was written is committed.
     Inode { ino: InodeId, keep: Rights },
@@ -215,6 +224,8 @@ pub enum Notice {
     Map(ClusterMap),
     /// The cluster stops now.
     Stop,
+    /// Leader to a client: a lock that this owner waits for may be free, ask again. At best effort: clients ask by themselves now and then.
+    LockFree { ino: InodeId, kind: LockKind, key: u64 },
 }
 
 /// Kinds of Raft messages that peers may send each other; anything else is refused by having no form here.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::locks::{LockKind, LockMode, LockRange};
 use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Timestamp};
 use crate::xattr::{XattrCondition, XattrName};
 
@@ -180,6 +181,12 @@ pub enum Op {
     Reserve {
         bytes: u64,
     },
+    /// Takes, converts or gives up a lock of the session; refused (`Replied::Lock`) if it is not free. The leader answers one that may
+    /// wait without the log while it is not free, and tells the session (`Notice::LockFree`) when to ask again.
+    SetLock {
+        ino: InodeId,
+        lock: SetLock,
+    },
 }
 
 /// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
@@ -189,6 +196,37 @@ pub struct Behind {
     pub written: Timestamp,
     /// The right goes back with this entry.
     pub yields: bool,
+}
+
+/// What is asked of a lock. The owner is named by kind and key within the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetLock {
+    pub kind: LockKind,
+    pub key: u64,
+    pub range: LockRange,
+    /// `None` gives the range up.
+    pub mode: Option<LockMode>,
+    pub wait: LockWait,
+    /// The process that asks, for F_GETLK.
+    pub pid: u32,
+}
+
+/// What whoever asks for a lock does if it is not free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockWait {
+    /// Goes without.
+    Never,
+    /// Waits, unless that closes a circle of owners that wait for each other: `Deadlock`.
+    Checked,
+    /// Waits in any case.
+    Unchecked,
+}
+
+/// Whether a lock was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grant {
+    Granted,
+    Refused,
 }
 
 /// What an operation answered.
@@ -218,6 +256,8 @@ pub enum Replied {
     Reserved {
         bytes: u64,
     },
+    /// SetLock.
+    Lock(Grant),
 }
 
 /// A read of the tree, answered by the leader under proven leadership.
@@ -269,6 +309,21 @@ pub enum Query {
     },
     /// Sizes for `statfs`.
     Space,
+    /// A lock that keeps the session's owner from having the range in that mode; without a mode, a lock that it has there itself.
+    TestLock {
+        ino: InodeId,
+        kind: LockKind,
+        key: u64,
+        range: LockRange,
+        mode: Option<LockMode>,
+    },
+    /// The session's owner no longer waits for that lock.
+    LeaveLockQueue {
+        ino: InodeId,
+        kind: LockKind,
+        key: u64,
+        range: LockRange,
+    },
     /// Value of an extended attribute.
     Xattr {
         ino: InodeId,
@@ -353,6 +408,8 @@ pub enum Answer {
         attributes: Attributes,
     },
     Space(Space),
+    /// TestLock: range, mode and process of the lock that was found.
+    Lock(Option<(LockRange, LockMode, u32)>),
     Xattr(Bytes),
     /// As listxattr(2) gives them: each with a NUL behind it.
     Xattrs(Bytes),

@@ -99,7 +99,7 @@ impl Namespace {
 
     /// Whether the claims for those chunks that gain references hold. Errors: `NoSpace` without storage nodes, `Conflict` for an
     /// upload that was given up or is spent (upload anew), `MissingReceipts`.
-    pub(super) fn check_claims(&self, claims: &Claims, references: &References) -> Result<(), Status> {
+    pub(super) fn check_claims(&self, claims: &Claims, references: &References, payer: Option<SessionId>) -> Result<u64, Status> {
         for (hash, claim) in claims {
             if !references.contains_key(hash) {
                 continue;
@@ -120,11 +120,11 @@ impl Namespace {
                 return Err(Status::MissingReceipts);
             }
         }
-        self.check_capacity(claims, references)
+        self.check_capacity(claims, references, payer)
     }
 
-    /// Whether what the operation adds still fits; what it frees counts. Errors: `NoSpace`.
-    fn check_capacity(&self, claims: &Claims, references: &References) -> Result<(), Status> {
+    /// What the operation adds, if it still fits; what it frees counts, and what others have reserved. Errors: `NoSpace`.
+    fn check_capacity(&self, claims: &Claims, references: &References, payer: Option<SessionId>) -> Result<u64, Status> {
         let (mut added, mut freed) = (0, 0);
         for (hash, &change) in references {
             match (self.store.chunk(hash), claims.get(hash)) {
@@ -135,10 +135,13 @@ impl Namespace {
         }
         // The namespace lies in the same memory on every voter.
         let usage = self.store.usage();
-        if added > freed && usage.charged_bytes + usage.namespace_bytes + (added - freed) > self.capacity {
+        let own = payer.map_or(0, |session| self.reserved(session));
+        let used = usage.charged_bytes + usage.namespace_bytes + (usage.reserved_bytes - own);
+        // What lies within the payer's own reservation was counted when it was made.
+        if added > freed && added - freed > own && used + (added - freed) > self.capacity {
             return Err(Status::NoSpace);
         }
-        Ok(())
+        Ok(added.saturating_sub(freed))
     }
 
     /// Applies what an operation adds to and takes from the references; claims have been checked.

@@ -41,8 +41,8 @@ pub enum Command {
     MarkDead { node: NodeId },
     /// Takes the member off the map.
     RemoveMember { node: NodeId },
-    /// Opens a session, or revives an expired one.
-    OpenSession { session: SessionId },
+    /// Opens a session, or revives an expired one. `caches`: it takes rights and answers recalls.
+    OpenSession { session: SessionId, caches: bool },
     /// The client ended it.
     EndSession { session: SessionId },
     /// Its lease ran out; it keeps everything until evicted.
@@ -61,6 +61,8 @@ pub enum Command {
     Lost { node: NodeId, items: Vec<(ChunkHash, Instance)> },
     /// A new leader's first entry.
     Noop,
+    /// Frees a bounded part of the locks that an ended session left.
+    DropLocks { session: SessionId },
 }
 
 /// What applying an entry makes necessary outside the namespace. Only the leader acts; others discard.
@@ -78,4 +80,6 @@ pub enum Effect {
     Orphaned(InodeId),
     /// A truncation left slots to be trimmed.
     Cut(InodeId),
+    /// Locks of the inode were given up.
+    Unlocked(InodeId),
 }

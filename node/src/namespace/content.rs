@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{InodeId, SessionId, Timestamp};
-use dfs::wire::namespace::{ChunkClaim, Patch, Replied, SetAttributes, Source, WriteAt};
+use dfs::wire::namespace::{Behind, ChunkClaim, Patch, Replied, SetAttributes, Source, WriteAt};
 
 use super::Namespace;
 use super::chunks::{Claims, gather_claims};
@@ -26,6 +26,15 @@ pub(super) struct SlotAt {
     pub ino: InodeId,
     pub index: u64,
     pub version: u64,
+}
+
+/// The circumstances of a write.
+#[derive(Clone, Copy)]
+pub(super) struct HowWritten {
+    pub kill_privileges: bool,
+    pub behind: Option<Behind>,
+    /// The time of the log entry.
+    pub now: Timestamp,
 }
 
 /// The state that a command is about to make of a file.
@@ -114,8 +123,8 @@ impl Namespace {
         if sound { Ok(()) } else { Err(Status::InvalidArgument) }
     }
 
-    /// Whether the plan may be carried out.
-    fn check_plan(&self, plan: &Plan, claims: &Claims) -> Result<(), Status> {
+    /// Whether the plan may be carried out; gives what it adds to the stored chunks. The payer's reservation may be used up for it.
+    fn check_plan(&self, plan: &Plan, claims: &Claims, payer: Option<SessionId>) -> Result<u64, Status> {
         if plan.slots.values().any(|slot| slot.pieces().len() > limits::SLOT_EXTENTS_MAX) {
             return Err(Status::Busy);
         }
@@ -124,7 +133,7 @@ impl Namespace {
         if inline > plan.old_inline && usage.inline_bytes + (inline - plan.old_inline) > self.header.limits.inline_bytes_max {
             return Err(Status::NoSpace);
         }
-        self.check_claims(claims, &plan.references)
+        self.check_claims(claims, &plan.references, payer)
     }
 
     /// Carries the plan out, all but the inode.
@@ -144,12 +153,14 @@ impl Namespace {
         session: SessionId,
         ino: InodeId,
         (patches, claims): (&[Patch], &[ChunkClaim]),
-        kill_privileges: bool,
-        now: Timestamp,
+        how: HowWritten,
     ) -> Result<Replied, Status> {
         let mut plan = Plan::new(ino, self.file(ino)?);
         if patches.is_empty() || patches.len() > limits::WRITE_PATCHES_MAX {
             return Err(Status::InvalidArgument);
+        }
+        if how.behind.is_some() && self.store.writer(ino) != Some(session) {
+            return Err(Status::RightLost);
         }
         let claims = gather_claims(claims, session)?;
         let mut first = None;
@@ -157,24 +168,33 @@ impl Namespace {
             let offset = self.plan_patch(&mut plan, patch, &claims)?;
             first.get_or_insert(offset);
         }
-        self.check_plan(&plan, &claims)?;
-        self.check_room()?;
+        // Bytes that were accepted a while ago have their room: it was reserved then.
+        let payer = Some(session).filter(|_| how.behind.is_some());
+        let added = self.check_plan(&plan, &claims, payer)?;
+        if payer.is_none_or(|session| self.reserved(session) == 0) {
+            self.check_room()?;
+        }
         plan.file.data_version += 1;
         let file = self.store_plan(plan, &claims);
         self.store.update_inode(ino, |inode| {
             inode.version += 1;
-            (inode.mtime, inode.ctime) = (now.into(), now.into());
-            if kill_privileges {
+            inode.date_write(how.behind.map(|behind| behind.written), how.now);
+            if how.kill_privileges {
                 inode.kill_privileges();
             }
             inode.set_file(file);
         });
+        self.settle_behind(session, ino, how.behind, added);
         self.drop_capability(ino);
         Ok(Replied::Written { offset: first.unwrap_or(0), attributes: self.attributes(ino)? })
     }
 
     pub(super) fn fold(&mut self, session: SessionId, at: SlotAt, (patches, claims): (&[Patch], &[ChunkClaim])) -> Result<Replied, Status> {
         let file = self.file(at.ino)?;
+        // Whoever writes alone has the layout in mind, and rewrites it soon.
+        if self.store.writer(at.ino).is_some_and(|writer| writer != session) {
+            return Err(Status::Conflict);
+        }
         let visible = self.store.slot(at.ino, at.index).filter(|slot| !file.hides(at.index, slot.born));
         let old = visible.filter(|slot| slot.version == at.version).ok_or(Status::Conflict)?;
         if patches.len() > limits::WRITE_PATCHES_MAX || !covers(patches, old, at.index, file.size) {
@@ -187,7 +207,7 @@ impl Namespace {
         for patch in patches {
             self.plan_patch(&mut plan, patch, &claims)?;
         }
-        self.check_plan(&plan, &claims)?;
+        self.check_plan(&plan, &claims, None)?;
         let file = self.store_plan(plan, &claims);
         self.store.update_inode(at.ino, |inode| {
             inode.set_file(file);
@@ -284,6 +304,8 @@ impl Namespace {
                 break;
             }
             self.store.put(super::store::Key::Inode(ino), None);
+            self.store.put_writer(ino, None);
+            self.store.put_locks(ino, None);
             visits += 1;
             if visits >= limits::COMMAND_VISITS_MAX {
                 break;

@@ -187,6 +187,13 @@ impl Inode {
         }
     }
 
+    /// The times after a write now, or after one that was made a while ago and could not be told then.
+    pub fn date_write(&mut self, written: Option<Timestamp>, now: Timestamp) {
+        let (mtime, ctime): (Timestamp, Timestamp) = (self.mtime.into(), self.ctime.into());
+        let (mtime, ctime) = written.map_or((now, now), |written| (mtime.max(written), ctime.max(written)));
+        (self.mtime, self.ctime) = (mtime.into(), ctime.into());
+    }
+
     /// What chown, truncate and write by others than root take away.
     pub fn kill_privileges(&mut self) {
         if self.is_directory() {

@@ -67,6 +67,7 @@ pub(super) fn check(namespace: &Namespace) {
             _ => {}
         }
     }
+    let mut writers = BTreeMap::new();
     for (key, record) in namespace.store.records() {
         match (key, record) {
             (Key::Inode(ino), Record::Inode(inode)) => {
@@ -82,9 +83,15 @@ pub(super) fn check(namespace: &Namespace) {
             (Key::Session(id), Record::Session(session)) => {
                 assert_eq!(outcomes.remove(&id).unwrap_or(0), session.outcomes, "outcomes of a session");
             }
+            (Key::Writer(ino), Record::Writer(session)) => {
+                assert!(matches!(namespace.body(ino), Some(Body::File(_))), "only files are written alone");
+                assert!(namespace.store.session(session).is_some_and(|session| session.caches), "a writer is a session that takes rights");
+                *writers.entry(session).or_default() += 1;
+            }
             _ => {}
         }
     }
+    assert!(writers.values().all(|count: &usize| *count <= limits::SESSION_WRITERS_MAX), "files that one session writes alone");
     assert!(references.is_empty(), "an extent refers to a chunk without a record");
     assert!(seen.is_empty(), "names or content of an inode that is gone");
 }

@@ -14,10 +14,12 @@ mod directory;
 mod extents;
 mod inode;
 mod invariants;
+mod locks;
 mod query;
 mod session;
 mod snapshot;
 mod store;
+mod writers;
 mod xattr;
 
 #[cfg(test)]
@@ -35,12 +37,14 @@ use dfs::wire::codec;
 use dfs::wire::namespace::{NewKind, Op, Replied};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use locks::owner_of;
+
 pub use command::{Command, Effect, LogEntry, SpaceLimits};
 pub use session::{Session, SessionState};
 pub use snapshot::SnapshotLoader;
 pub use store::Usage;
 
-use content::SlotAt;
+use content::{HowWritten, SlotAt};
 use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
@@ -115,7 +119,7 @@ impl Namespace {
             Command::SetMember(member) => self.set_member(member),
             Command::MarkDead { node } => self.mark_dead(*node),
             Command::RemoveMember { node } => self.remove_member(*node),
-            Command::OpenSession { session } => self.open_session(*session),
+            Command::OpenSession { session, caches } => self.open_session(*session, *caches),
             Command::EndSession { session } => self.end_session(*session),
             Command::ExpireSession { session } => self.expire_session(*session),
             Command::EvictSession { session } => self.evict_session(*session),
@@ -131,15 +135,20 @@ impl Namespace {
                 Ok(Replied::Done)
             }
             Command::Noop => Ok(Replied::Done),
+            Command::DropLocks { session } => {
+                self.drop_locks(*session);
+                Ok(Replied::Done)
+            }
         }
     }
 
     /// Carries out one operation of a client.
     fn operate(&mut self, session: SessionId, op: &Op, now: Timestamp) -> Result<Replied, Status> {
         match op {
-            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write: _, umask } => {
+            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write, umask } => {
                 let new = NewInode { kind, mode: *mode, umask: *umask, uid: *uid, gid: *gid, exclusive: *exclusive };
-                self.create(Place { parent: *parent, name }, new, now)
+                let replied = self.create(Place { parent: *parent, name }, new, now)?;
+                Ok(self.tell_writer(session, replied, *write))
             }
             Op::Link { ino, parent, name } => self.link(*ino, Place { parent: *parent, name }, now),
             Op::Unlink { parent, name } => self.unlink(Place { parent: *parent, name }, now),
@@ -149,20 +158,22 @@ impl Namespace {
                 self.rename(from, Place { parent: *to_parent, name: to_name }, *mode, now)
             }
             Op::SetAttributes { ino, set } => self.set_attributes(*ino, set, now),
-            Op::Write { ino, patches, chunks, kill_privileges, behind: _ } => {
-                self.write(session, *ino, (patches, chunks), *kill_privileges, now)
+            Op::Write { ino, patches, chunks, kill_privileges, behind } => {
+                let how = HowWritten { kill_privileges: *kill_privileges, behind: *behind, now };
+                self.write(session, *ino, (patches, chunks), how)
             }
             Op::Fold { ino, slot, slot_version, patches, chunks } => {
                 let at = SlotAt { ino: *ino, index: *slot, version: *slot_version };
                 self.fold(session, at, (patches, chunks))
             }
+            Op::Acquire { ino } => self.acquire(session, *ino),
+            Op::Yield { ino } => self.yield_writer(session, *ino),
+            Op::Reserve { bytes } => self.reserve(session, *bytes),
+            Op::SetLock { ino, lock } => self.set_lock(session, *ino, lock),
             Op::SetXattr { ino, name, value, condition, drop_setgid } => {
                 self.set_xattr(*ino, NewXattr { name, value, condition: *condition, drop_setgid: *drop_setgid }, now)
             }
             Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name, now),
-            Op::Acquire { ino } => Ok(Replied::Acquired { granted: false, attributes: self.attributes(*ino)? }),
-            Op::Yield { .. } => Ok(Replied::Done),
-            Op::Reserve { .. } => Ok(Replied::Reserved { bytes: 0 }),
         }
     }
 

@@ -24,7 +24,7 @@ struct Layout {
 }
 
 impl Namespace {
-    /// Answers a query. `Hold`, `Release`, `Reclaim` and `Space` need what only the node knows: `NotSupported` here.
+    /// Answers a query. Those that need what only the node knows, or who asks, are answered elsewhere: `NotSupported` here.
     pub fn query(&self, query: &Query) -> Result<Answer, Status> {
         match query {
             Query::Lookup { parent, name } => match self.lookup(*parent, name) {
@@ -51,6 +51,7 @@ impl Namespace {
             Query::Xattr { ino, name } => self.xattr(*ino, name),
             Query::Xattrs { ino } => self.xattrs(*ino),
             Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
+            Query::TestLock { .. } | Query::LeaveLockQueue { .. } => Err(Status::NotSupported),
         }
     }
 
@@ -67,6 +68,11 @@ impl Namespace {
     /// Whether the inode exists without a name.
     pub fn is_orphan(&self, ino: InodeId) -> bool {
         self.store.inode(ino).is_some_and(|inode| inode.links == 0)
+    }
+
+    /// The inode of that name, if there is one.
+    pub fn child(&self, parent: InodeId, name: &Name) -> Option<InodeId> {
+        self.store.entry(parent, name.as_bytes()).map(|entry| entry.ino)
     }
 
     fn lookup(&self, parent: InodeId, name: &Name) -> Result<Attributes, Status> {

@@ -31,6 +31,10 @@ pub struct Session {
     /// Uploads not below `uploads_from` that were live and lost their last reference, sorted. Their deletion may be on its way to
     /// the holders, so naming one again would refer to bytes about to go. Mostly empty, because the mark rises with every request.
     pub spent: Box<[u64]>,
+    /// Whether it takes rights and answers recalls: after a failover changes wait for such a session to say what it has.
+    pub caches: bool,
+    /// Bytes that count as used for everybody else, so that what the session has accepted can be committed.
+    pub reserved: u64,
 }
 
 /// What a request was answered. A type of its own, for its digest.
@@ -40,12 +44,12 @@ pub(super) struct Outcome(pub Result<Replied, Status>);
 impl Session {
     pub(super) fn digest(&self, id: SessionId) -> u64 {
         let digest = Digest::new(5).word(id.0).word(self.state as u64).word(self.answered_below);
-        let digest = digest.word(self.uploads_from).word(u64::from(self.outcomes));
+        let digest = digest.word(self.uploads_from).word(u64::from(self.outcomes)).word(u64::from(self.caches)).word(self.reserved);
         self.spent.iter().fold(digest, |digest, counter| digest.word(*counter)).end()
     }
 
     pub(super) fn weight(&self) -> u64 {
-        112 + (self.spent.len() * size_of::<u64>()) as u64
+        128 + (self.spent.len() * size_of::<u64>()) as u64
     }
 
     /// Whether an operation may still name that upload of the session.
@@ -67,6 +71,7 @@ impl Outcome {
             Ok(Replied::Written { offset, attributes }) => with_attributes(digest.word(4).word(*offset), attributes),
             Ok(Replied::Acquired { granted, attributes }) => with_attributes(digest.word(5).word(u64::from(*granted)), attributes),
             Ok(Replied::Reserved { bytes }) => digest.word(6).word(*bytes).end(),
+            Ok(Replied::Lock(grant)) => digest.word(7).word(*grant as u64).end(),
         }
     }
 }
@@ -89,14 +94,22 @@ fn is_passing(status: Status) -> bool {
 }
 
 impl Namespace {
-    pub(super) fn open_session(&mut self, id: SessionId) -> Result<Replied, Status> {
+    pub(super) fn open_session(&mut self, id: SessionId, caches: bool) -> Result<Replied, Status> {
         let session = match self.store.session(id) {
             Some(session) if session.state == SessionState::Open => return Ok(Replied::Done),
             Some(session) => Session { state: SessionState::Open, ..session.clone() },
             // A late message must not bring a session back whose requests are forgotten.
             None if id == SessionId(0) || self.header.ended_sessions.contains(&id) => return Err(Status::SessionGone),
             None if self.store.sessions().len() >= limits::SESSIONS_MAX => return Err(Status::Busy),
-            None => Session { state: SessionState::Open, answered_below: 1, uploads_from: 1, outcomes: 0, spent: Box::default() },
+            None => Session {
+                state: SessionState::Open,
+                answered_below: 1,
+                uploads_from: 1,
+                outcomes: 0,
+                spent: Box::default(),
+                caches,
+                reserved: 0,
+            },
         };
         self.store.put_session(id, Some(session));
         self.effects.push(Effect::SessionOpened(id));
@@ -121,7 +134,9 @@ impl Namespace {
         for number in self.store.outcomes_below(id, u64::MAX) {
             self.store.put_outcome(id, number, None);
         }
+        self.free_writers(id);
         self.store.put_session(id, None);
+        self.drop_locks(id);
         if self.header.ended_sessions.len() >= limits::ENDED_IDS_MAX {
             self.header.ended_sessions.pop_front();
         }
@@ -175,7 +190,7 @@ impl Namespace {
         outcome
     }
 
-    fn change_session(&mut self, id: SessionId, change: impl FnOnce(&mut Session)) {
+    pub(super) fn change_session(&mut self, id: SessionId, change: impl FnOnce(&mut Session)) {
         let Some(mut session) = self.store.session(id).cloned() else { return };
         change(&mut session);
         self.store.put_session(id, Some(session));

@@ -3,6 +3,7 @@
 //! Taken while commands go on being applied: the store keeps the old state of what changes before it is sent.
 
 use dfs::limits;
+use dfs::locks::LockTable;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
 use dfs::wire::codec;
@@ -31,8 +32,10 @@ enum Row {
     Chunk(ChunkHash, ChunkRecord),
     Session(SessionId, Session),
     Outcome(SessionId, u64, Box<Outcome>),
+    Writer(InodeId, SessionId),
     /// The state hash that all rows together must give.
     End(u64),
+    Locks(InodeId, Box<LockTable>),
     Xattr {
         ino: InodeId,
         #[serde(with = "dfs::types::serde_bytes_vec")]
@@ -75,6 +78,8 @@ fn row_of(key: Key, record: Record) -> Row {
         (Key::Chunk(hash), Record::Chunk(chunk)) => Row::Chunk(hash, chunk),
         (Key::Session(id), Record::Session(session)) => Row::Session(id, session),
         (Key::Outcome(id, number), Record::Outcome(outcome)) => Row::Outcome(id, number, outcome),
+        (Key::Writer(ino), Record::Writer(session)) => Row::Writer(ino, session),
+        (Key::Locks(ino), Record::Locks(table)) => Row::Locks(ino, table),
         (Key::Xattr(ino, name), Record::Xattr(value)) => Row::Xattr { ino, name: name.to_vec(), value: value.into() },
         _ => unreachable!("a record under a key of another table"),
     }
@@ -183,8 +188,11 @@ impl SnapshotLoader {
             Row::Chunk(hash, chunk) => store.put_chunk(hash, Some(chunk)),
             Row::Session(id, session) => store.put_session(id, Some(session)),
             Row::Outcome(id, number, outcome) => store.put(Key::Outcome(id, number), Some(Record::Outcome(outcome))),
+            Row::Writer(ino, session) => store.put_writer(ino, Some(session)),
             Row::Xattr { ino, name, value } => store.put_xattr(ino, &name, Some(&value)),
             Row::End(hash) => self.end = Some(hash),
+            Row::Locks(_, table) if !table.is_well_formed() => return Err(Status::Malformed),
+            Row::Locks(ino, table) => store.put(Key::Locks(ino), Some(Record::Locks(table))),
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use dfs::capacity::chunk_charge;
+use dfs::locks::LockTable;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
 use dfs::xattr::XattrFlags;
 
@@ -15,6 +16,7 @@ use super::chunks::ChunkRecord;
 use super::digest::Digest;
 use super::extents::Slot;
 use super::inode::Inode;
+use super::locks::LockIndex;
 use super::session::{Outcome, Session};
 
 /// The bytes of a name, shared by the entry and the index by cookie.
@@ -29,6 +31,8 @@ pub(super) enum Key {
     Chunk(ChunkHash),
     Session(SessionId),
     Outcome(SessionId, u64),
+    Writer(InodeId),
+    Locks(InodeId),
     Xattr(InodeId, NameBytes),
 }
 
@@ -41,6 +45,10 @@ pub(super) enum Record {
     Chunk(ChunkRecord),
     Session(Session),
     Outcome(Box<Outcome>),
+    /// The session that has the `WRITE` right on the file.
+    Writer(SessionId),
+    /// Never an empty table.
+    Locks(Box<LockTable>),
     Xattr(Box<[u8]>),
 }
 
@@ -64,6 +72,8 @@ pub struct Usage {
     pub namespace_bytes: u64,
     /// File content kept in the namespace itself.
     pub inline_bytes: u64,
+    /// What all sessions together have reserved.
+    pub reserved_bytes: u64,
 }
 
 /// A snapshot in progress: records up to `sent` are out; `before` keeps what changed or went since it began, for the rest.
@@ -89,6 +99,8 @@ pub(super) struct Store {
     chunks: BTreeMap<ChunkHash, ChunkRecord>,
     sessions: BTreeMap<SessionId, Session>,
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
+    writers: BTreeMap<InodeId, SessionId>,
+    locks: BTreeMap<InodeId, Box<LockTable>>,
     xattrs: BTreeMap<(InodeId, NameBytes), Box<[u8]>>,
     /// Derived: names by cookie.
     cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
@@ -96,6 +108,10 @@ pub(super) struct Store {
     orphans: BTreeSet<InodeId>,
     /// Derived: files with cuts.
     cuts: BTreeSet<InodeId>,
+    /// Derived: what each session may write alone.
+    written: BTreeMap<SessionId, BTreeSet<InodeId>>,
+    /// Derived: where each session has locks.
+    lock_index: LockIndex,
     usage: Usage,
     /// Sum of the digests of all records.
     hash: u64,
@@ -115,7 +131,9 @@ impl Record {
             (Key::Chunk(hash), Record::Chunk(chunk)) => chunk.digest(hash),
             (Key::Session(id), Record::Session(session)) => session.digest(*id),
             (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
-            (Key::Xattr(ino, name), Record::Xattr(value)) => Digest::new(7).word(ino.0).bytes(name).bytes(value).end(),
+            (Key::Writer(ino), Record::Writer(session)) => Digest::new(9).word(ino.0).word(session.0).end(),
+            (Key::Locks(ino), Record::Locks(table)) => super::locks::digest(*ino, table),
+            (Key::Xattr(ino, name), Record::Xattr(value)) => Digest::new(10).word(ino.0).bytes(name).bytes(value).end(),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -130,6 +148,8 @@ impl Record {
             (_, Record::Chunk(chunk)) => chunk.weight(),
             (_, Record::Session(session)) => session.weight(),
             (_, Record::Outcome(_)) => 256,
+            (_, Record::Writer(_)) => 96,
+            (_, Record::Locks(table)) => super::locks::weight(table),
             (_, Record::Entry(_) | Record::Xattr(_)) => unreachable!("a record under a key of another table"),
         }
     }
@@ -143,6 +163,7 @@ impl Record {
                 let length = u64::from(chunk.length);
                 (usage.referenced_chunks, usage.referenced_bytes, usage.charged_bytes) = (1, length, chunk_charge(length));
             }
+            Record::Session(session) => usage.reserved_bytes = session.reserved,
             _ => {}
         }
         usage
@@ -157,6 +178,7 @@ impl Usage {
         self.charged_bytes += other.charged_bytes;
         self.namespace_bytes += other.namespace_bytes;
         self.inline_bytes += other.inline_bytes;
+        self.reserved_bytes += other.reserved_bytes;
     }
 
     fn subtract(&mut self, other: Usage) {
@@ -166,6 +188,7 @@ impl Usage {
         self.charged_bytes -= other.charged_bytes;
         self.namespace_bytes -= other.namespace_bytes;
         self.inline_bytes -= other.inline_bytes;
+        self.reserved_bytes -= other.reserved_bytes;
     }
 }
 
@@ -234,9 +257,37 @@ impl Store {
             (Key::Session(id), None) => self.sessions.remove(&id).map(Record::Session),
             (Key::Outcome(id, number), Some(Record::Outcome(outcome))) => self.outcomes.insert((id, number), outcome).map(Record::Outcome),
             (Key::Outcome(id, number), None) => self.outcomes.remove(&(id, number)).map(Record::Outcome),
+            (Key::Writer(ino), Some(Record::Writer(session))) => {
+                let old = self.writers.insert(ino, session);
+                self.unindex_writer(ino, old);
+                self.written.entry(session).or_default().insert(ino);
+                old.map(Record::Writer)
+            }
+            (Key::Writer(ino), None) => {
+                let old = self.writers.remove(&ino);
+                self.unindex_writer(ino, old);
+                old.map(Record::Writer)
+            }
+            (Key::Locks(ino), record) => {
+                let table = record.map(|record| if let Record::Locks(table) = record { table } else { unreachable!("no locks") });
+                self.lock_index.add(ino, table.as_deref());
+                let old = if let Some(table) = table { self.locks.insert(ino, table) } else { self.locks.remove(&ino) };
+                self.lock_index.subtract(ino, old.as_deref());
+                old.map(Record::Locks)
+            }
             (Key::Xattr(ino, name), Some(Record::Xattr(value))) => self.xattrs.insert((ino, name), value).map(Record::Xattr),
             (Key::Xattr(ino, name), None) => self.xattrs.remove(&(ino, name)).map(Record::Xattr),
             _ => unreachable!("a record under a key of another table"),
+        }
+    }
+
+    fn unindex_writer(&mut self, ino: InodeId, old: Option<SessionId>) {
+        let Some(session) = old else { return };
+        if let Some(written) = self.written.get_mut(&session) {
+            written.remove(&ino);
+            if written.is_empty() {
+                self.written.remove(&session);
+            }
         }
     }
 
@@ -275,6 +326,18 @@ impl Store {
 
     pub fn put_outcome(&mut self, id: SessionId, number: u64, outcome: Option<Outcome>) {
         self.put(Key::Outcome(id, number), outcome.map(|outcome| Record::Outcome(Box::new(outcome))));
+    }
+
+    pub fn put_writer(&mut self, ino: InodeId, session: Option<SessionId>) {
+        self.put(Key::Writer(ino), session.map(Record::Writer));
+    }
+
+    /// An empty table is none.
+    pub fn put_locks(&mut self, ino: InodeId, table: Option<LockTable>) {
+        let table = table.filter(|table| !table.is_empty());
+        if table.is_some() || self.locks.contains_key(&ino) {
+            self.put(Key::Locks(ino), table.map(|table| Record::Locks(Box::new(table))));
+        }
     }
 }
 
@@ -360,6 +423,23 @@ impl Store {
         self.outcomes.range((id, 0)..(id, below)).map(|((_, number), _)| *number).collect()
     }
 
+    pub fn writer(&self, ino: InodeId) -> Option<SessionId> {
+        self.writers.get(&ino).copied()
+    }
+
+    /// The files that the session may write alone.
+    pub fn written_by(&self, session: SessionId) -> Option<&BTreeSet<InodeId>> {
+        self.written.get(&session)
+    }
+
+    pub fn locks(&self, ino: InodeId) -> Option<&LockTable> {
+        self.locks.get(&ino).map(|table| &**table)
+    }
+
+    pub fn lock_index(&self) -> &LockIndex {
+        &self.lock_index
+    }
+
     pub fn orphans(&self) -> impl Iterator<Item = InodeId> {
         self.orphans.iter().copied()
     }
@@ -421,9 +501,11 @@ impl Store {
             Key::Chunk(_) => 3,
             Key::Session(_) => 4,
             Key::Outcome(..) => 5,
-            Key::Xattr(..) => 6,
+            Key::Writer(_) => 6,
+            Key::Locks(_) => 7,
+            Key::Xattr(..) => 8,
         });
-        for table in rank..7 {
+        for table in rank..9 {
             let after = if table == rank { key.cloned() } else { None };
             let found = match (table, after) {
                 (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
@@ -438,6 +520,10 @@ impl Store {
                 (4, _) => next(&self.sessions, None).map(session_row),
                 (5, Some(Key::Outcome(id, number))) => next(&self.outcomes, Some((id, number))).map(outcome_row),
                 (5, _) => next(&self.outcomes, None).map(outcome_row),
+                (6, Some(Key::Writer(ino))) => next(&self.writers, Some(ino)).map(writer_row),
+                (6, _) => next(&self.writers, None).map(writer_row),
+                (7, Some(Key::Locks(ino))) => next(&self.locks, Some(ino)).map(locks_row),
+                (7, _) => next(&self.locks, None).map(locks_row),
                 (_, Some(Key::Xattr(ino, name))) => next(&self.xattrs, Some((ino, name))).map(xattr_row),
                 (_, _) => next(&self.xattrs, None).map(xattr_row),
             };
@@ -476,6 +562,15 @@ fn outcome_row(((id, number), outcome): (&(SessionId, u64), &Box<Outcome>)) -> (
     (Key::Outcome(*id, *number), Record::Outcome(outcome.clone()))
 }
 
+fn writer_row((ino, session): (&InodeId, &SessionId)) -> (Key, Record) {
+    (Key::Writer(*ino), Record::Writer(*session))
+}
+
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
+fn locks_row((ino, table): (&InodeId, &Box<LockTable>)) -> (Key, Record) {
+    (Key::Locks(*ino), Record::Locks(table.clone()))
+}
+
 #[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
 fn xattr_row(((ino, name), value): (&(InodeId, NameBytes), &Box<[u8]>)) -> (Key, Record) {
     (Key::Xattr(*ino, name.clone()), Record::Xattr(value.clone()))
@@ -493,6 +588,8 @@ impl Store {
             .chain(self.chunks.iter().map(chunk_row))
             .chain(self.sessions.iter().map(session_row))
             .chain(self.outcomes.iter().map(outcome_row))
+            .chain(self.writers.iter().map(writer_row))
+            .chain(self.locks.iter().map(locks_row))
             .chain(self.xattrs.iter().map(xattr_row))
     }
 
@@ -500,6 +597,7 @@ impl Store {
     pub fn check_invariants(&self) {
         let (mut usage, mut hash) = (Usage::default(), 0u64);
         let (mut orphans, mut cuts, mut cookies) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let mut lock_index = LockIndex::default();
         for (key, record) in self.records() {
             usage.add(record.usage(&key));
             hash = hash.wrapping_add(record.digest(&key));
@@ -515,6 +613,11 @@ impl Store {
                 (Key::Entry(directory, name), Record::Entry(entry)) => {
                     assert!(cookies.insert((directory, entry.cookie), name).is_none(), "a cookie names two entries");
                 }
+                (Key::Locks(ino), Record::Locks(table)) => {
+                    assert!(table.is_well_formed() && !table.is_empty() && table.len() <= dfs::limits::LOCKS_PER_INODE_MAX);
+                    assert!(self.inodes.contains_key(&ino), "locks go with their inode");
+                    lock_index.add(ino, Some(&table));
+                }
                 _ => {}
             }
         }
@@ -522,6 +625,12 @@ impl Store {
         assert_eq!(hash, self.hash, "state hash as kept at the door");
         assert_eq!(orphans, self.orphans, "index of orphans");
         assert_eq!(cuts, self.cuts, "index of cuts");
+        assert_eq!(lock_index, self.lock_index, "index of locks");
         assert_eq!(cookies, self.cookies, "index of cookies");
+        let mut written: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
+        for (&ino, &session) in &self.writers {
+            written.entry(session).or_default().insert(ino);
+        }
+        assert_eq!(written, self.written, "index of writers by session");
     }
 }

@@ -38,7 +38,7 @@ impl World {
         world.apply(Command::Found { cluster: ClusterId(9), replicas: 2 }).unwrap();
         world.apply(Command::SetMember(member(1, 1))).unwrap();
         world.apply(Command::SetMember(member(2, 2))).unwrap();
-        world.apply(Command::OpenSession { session: SESSION }).unwrap();
+        world.apply(Command::OpenSession { session: SESSION, caches: true }).unwrap();
         world
     }
 
@@ -205,7 +205,7 @@ fn sessions_end_for_good() {
     world.apply(Command::ExpireSession { session: SESSION }).unwrap();
     world.apply(Command::EvictSession { session: SESSION }).unwrap();
     assert_eq!(world.unlink("a"), Err(Status::SessionGone));
-    assert_eq!(world.apply(Command::OpenSession { session: SESSION }), Err(Status::SessionGone));
+    assert_eq!(world.apply(Command::OpenSession { session: SESSION, caches: true }), Err(Status::SessionGone));
     world.namespace.check_invariants();
 }
 

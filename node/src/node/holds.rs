@@ -100,6 +100,11 @@ impl Holds {
         self.holders.contains_key(&ino)
     }
 
+    /// Whether another session has the inode open.
+    pub fn is_held_by_other(&self, session: SessionId, ino: InodeId) -> bool {
+        self.holders.get(&ino).is_some_and(|sessions| sessions.iter().any(|other| *other != session))
+    }
+
     /// Asserts that the index equals what it indexes.
     pub fn check_invariants(&self) {
         let mut holders: BTreeMap<InodeId, BTreeSet<SessionId>> = BTreeMap::new();

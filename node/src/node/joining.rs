@@ -160,6 +160,7 @@ impl Node {
             self.outputs.push_back(NodeOutput::Link(dfs::link::LinkAction::Close { link }));
         }
         self.incoming.clear();
+        self.session_links.clear();
         self.links.restart(self.id.0);
         self.links.set_cluster(self.cluster);
         self.tickets.clear();
@@ -167,7 +168,6 @@ impl Node {
         self.joining.candidates.extend(known.map(|member| member.address.clone()));
         self.joining.ask_at = self.now;
         self.group = None;
-        self.leading = None;
         self.namespace = Namespace::new(SpaceLimits::default());
         self.map = ClusterMap::default();
         self.transfers = Default::default();

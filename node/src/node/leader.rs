@@ -11,11 +11,14 @@ use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, SessionId, Term, Timestamp};
 use dfs::wire::message::Request;
 
+use super::gate::Gate;
 use super::holds::Holds;
+use super::locks::LockQueues;
 use super::membership::{self, Standing};
+use super::rights::RightsTable;
 use super::sessions::Leases;
 use super::{Node, Purpose, Sabotage, Start};
-use crate::namespace::{Command, Effect, SpaceLimits};
+use crate::namespace::{Command, Effect, SessionState, SpaceLimits};
 
 /// What a node says of itself with every heartbeat.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +50,7 @@ pub(super) enum Duty {
     Revive(SessionId),
     Progress(SessionId),
     Trim,
+    DropLocks(SessionId),
 }
 
 /// Deletions that wait for readers on their way, by time; the number keeps equal times apart.
@@ -79,6 +83,9 @@ pub(super) struct Leading {
     missed_since: BTreeMap<NodeId, Time>,
     pub(super) leases: Leases,
     pub(super) holds: Holds,
+    pub(super) rights: RightsTable,
+    pub(super) gate: Gate,
+    pub(super) locks: LockQueues,
     /// Duties under way, until when.
     proposed: BTreeMap<Duty, Time>,
     /// Inodes in a `Reap` that is not yet applied.
@@ -101,6 +108,9 @@ impl Leading {
             missed_since: BTreeMap::new(),
             leases: Leases::new(now),
             holds: Holds::default(),
+            rights: RightsTable::default(),
+            gate: Gate::default(),
+            locks: LockQueues::default(),
             proposed: BTreeMap::new(),
             reaping: BTreeSet::new(),
             spared: BTreeMap::new(),
@@ -116,6 +126,11 @@ impl Leading {
 
     pub fn next_deadline(&self) -> Time {
         self.deletions.first_key_value().map_or(Time::NEVER, |(&(at, _), _)| at).min(self.next_duties)
+    }
+
+    /// Whether every session of the term before has lost what it could cache, unless it has told this leader.
+    pub fn is_grace_over(&self, now: Time) -> bool {
+        now.since(self.began.0) > limits::SESSION_LEASE + limits::SESSION_MARGIN
     }
 
     /// Look at everything in this turn.
@@ -224,6 +239,9 @@ impl Leading {
     /// Asserts that indexes agree and bounds hold.
     pub fn check_invariants(&self) {
         self.holds.check_invariants();
+        self.rights.check_invariants();
+        self.gate.check_invariants();
+        self.locks.check_invariants();
         assert!(self.deletions.len() <= limits::DELETIONS_MAX && self.spared.len() <= limits::SPARED_MAX);
         assert!(self.contacts.len() <= limits::NODES_MAX);
     }
@@ -240,7 +258,13 @@ impl Node {
             self.namespace.forget_outcomes_for_test();
         }
         let predecessor = self.followed.map(|leader| (leader, self.leader_heard));
-        self.leading = Some(Leading::new(term, self.now, time, predecessor));
+        let mut leading = Leading::new(term, self.now, time, predecessor);
+        let caching = self.namespace.sessions().filter(|(_, session)| session.caches);
+        let (open, expired): (Vec<_>, Vec<_>) = caching.partition(|(_, session)| session.state == SessionState::Open);
+        leading.gate.set_unknown(open.into_iter().map(|(id, _)| id));
+        // What they cached was void before this term, and may have changed since.
+        expired.into_iter().for_each(|(id, _)| leading.rights.void(id));
+        self.leading = Some(leading);
         self.pushed = dfs::types::Epoch(0);
     }
 
@@ -269,7 +293,9 @@ impl Node {
             self.pursue_contacts();
             self.pursue_configuration();
             self.pursue_sessions();
+            self.pursue_locks();
             self.pursue_orphans();
+            self.pursue_recalls();
         }
     }
 
@@ -438,8 +464,12 @@ impl Node {
             Effect::SessionEnded(session) => {
                 leading.leases.end(session);
                 leading.holds.end(session);
+                leading.rights.end(session);
+                leading.gate.end(now, session);
+                leading.locks.on_session_ended(session);
                 leading.wake(now);
             }
+            Effect::Unlocked(ino) => leading.locks.on_changed(ino),
             Effect::Orphaned(ino) if roomy => leading.spare(now, ino),
             Effect::MapChanged | Effect::Orphaned(_) | Effect::Cut(_) => leading.wake(now),
         }

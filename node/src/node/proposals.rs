@@ -40,6 +40,13 @@ impl Waiters {
         self.waiting.len()
     }
 
+    /// A retry of a request that is in the log already is answered instead of its first attempt.
+    pub fn replace(&mut self, session: SessionId, number: RequestNumber, asker: Asker) {
+        if let Some(waiting) = self.waiting.get_mut(&Awaited::Request(session, number)) {
+            *waiting = asker;
+        }
+    }
+
     pub fn take_all(&mut self) -> Vec<Asker> {
         std::mem::take(&mut self.waiting).into_values().collect()
     }
@@ -48,7 +55,7 @@ impl Waiters {
 fn awaited(command: &Command) -> Option<Awaited> {
     match command {
         Command::Request { session, number, .. } => Some(Awaited::Request(*session, *number)),
-        Command::OpenSession { session } => Some(Awaited::Open(*session)),
+        Command::OpenSession { session, .. } => Some(Awaited::Open(*session)),
         Command::EndSession { session } => Some(Awaited::End(*session)),
         Command::SetMember(member) => Some(Awaited::Member(member.id)),
         Command::MarkDead { node } => Some(Awaited::Gone(*node)),
@@ -66,9 +73,10 @@ fn duty(command: &Command) -> Option<Duty> {
         Command::MarkDead { node } => Some(Duty::Dead(*node)),
         Command::ExpireSession { session } => Some(Duty::Expire(*session)),
         Command::EvictSession { session } => Some(Duty::Evict(*session)),
-        Command::OpenSession { session } => Some(Duty::Revive(*session)),
+        Command::OpenSession { session, .. } => Some(Duty::Revive(*session)),
         Command::Progress { session, .. } => Some(Duty::Progress(*session)),
         Command::Trim { .. } => Some(Duty::Trim),
+        Command::DropLocks { session } => Some(Duty::DropLocks(*session)),
         _ => None,
     }
 }
@@ -83,9 +91,11 @@ impl Node {
     }
 
     /// Puts a command into the log; `asker` is answered when it has been applied here, or this node stops leading.
-    pub(super) fn propose_for(&mut self, asker: Asker, command: Command) {
+    /// Tells whether it is in the log now.
+    pub(super) fn propose_for(&mut self, asker: Asker, command: Command) -> bool {
         if self.waiters.len() >= limits::NODE_PROPOSALS_MAX {
-            return self.fail(asker, Status::Busy);
+            self.fail(asker, Status::Busy);
+            return false;
         }
         let awaited = awaited(&command);
         let early = self.sabotaged(Sabotage::AckBeforeCommit) && is_removal(&command);
@@ -100,8 +110,12 @@ impl Node {
                 self.answer(asker, Ok(response), Bytes::new());
             }
             Ok(()) => _ = awaited.map(|awaited| self.waiters.waiting.insert(awaited, asker)),
-            Err(status) => self.fail(asker, status),
+            Err(status) => {
+                self.fail(asker, status);
+                return false;
+            }
         }
+        true
     }
 
     /// An entry is committed: applies it, answers who waits for it, and takes up what follows from it.
@@ -110,14 +124,20 @@ impl Node {
         // Every node decodes alike, so an entry that is none changes nothing anywhere.
         let entry = if data.is_empty() { empty } else { codec::decode(data, limits::CONTROL_BODY_BYTES_MAX).unwrap_or(empty) };
         let newborn = match &entry.command {
-            Command::OpenSession { session } if self.namespace.session(*session).is_none() => Some(*session),
+            Command::OpenSession { session, .. } if self.namespace.session(*session).is_none() => Some(*session),
             _ => None,
+        };
+        // What was done long ago is answered as it was then: it tells nothing about now, so nothing may be kept of it.
+        let repeated = match &entry.command {
+            Command::Request { session, number, .. } => self.namespace.outcome(*session, *number).is_some(),
+            _ => false,
         };
         let result = self.namespace.apply(index, &entry);
         self.applied(index, term);
         if let Some(leading) = &mut self.leading {
             if let Some(session) = newborn.filter(|_| result.is_ok()) {
                 leading.holds.begin(session);
+                leading.rights.begin(session);
             }
             duty(&entry.command).into_iter().for_each(|duty| leading.settle(duty));
             if let Command::Reap { .. } = entry.command {
@@ -129,13 +149,24 @@ impl Node {
             }
             hold_created(leading, &entry.command, &result);
         }
+        if let Command::Request { session, op, .. } = &entry.command {
+            self.on_lock_applied(*session, op, &result);
+        }
         for effect in self.namespace.drain_effects() {
             self.on_effect(effect);
+        }
+        if let Command::Request { session, number, .. } = &entry.command {
+            self.pass_gate(*session, *number);
         }
         if let Some(asker) = awaited(&entry.command).and_then(|awaited| self.waiters.waiting.remove(&awaited)) {
             let result =
                 result.map_err(|status| if status == Status::NoSpace && self.is_reclaiming() { Status::Reclaiming } else { status });
-            let answer = self.response(&entry.command, result);
+            let mut answer = self.response(&entry.command, result);
+            if let (Command::Request { session, op, .. }, Ok(Response::Replied { replied, grants, .. })) = (&entry.command, &mut answer)
+                && !repeated
+            {
+                *grants = self.grant_with_reply(*session, op, replied);
+            }
             self.answer(asker, answer, Bytes::new());
         }
     }
@@ -169,7 +200,10 @@ impl Node {
         let term = self.leads().unwrap_or_default();
         Ok(match command {
             Command::Request { .. } => Response::Replied { replied, grants: Vec::new(), term, epoch },
-            Command::OpenSession { .. } => Response::Renewed { term, epoch, time: self.cluster_time() },
+            Command::OpenSession { session, .. } => {
+                let era = self.leading.as_ref().map_or(0, |leading| leading.rights.era(*session));
+                Response::Renewed { term, epoch, time: self.cluster_time(), era }
+            }
             Command::SetMember(_) => Response::Joined { map: self.map.clone() },
             _ => Response::Done,
         })

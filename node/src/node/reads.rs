@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use dfs::limits;
+use dfs::locks::LockOwner;
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId};
@@ -55,7 +56,8 @@ impl Node {
         if self.leading.is_none() {
             return self.fail(asker, Status::NotLeader);
         }
-        if self.reads.len() >= limits::NODE_READS_MAX {
+        let waiting = self.leading.as_ref().map_or(0, |leading| leading.gate.looks_waiting());
+        if self.reads.len() + waiting >= limits::NODE_READS_MAX {
             return self.fail(asker, Status::Busy);
         }
         self.reads.pending.push_back(Pending { asker, received: self.now, read });
@@ -75,6 +77,10 @@ impl Node {
                 return;
             }
             let Some(pending) = self.reads.pending.pop_front() else { return };
+            if let Read::Query { session, query } = pending.read {
+                self.answer_query(pending.asker, session, query);
+                continue;
+            }
             let result = self.read(pending.read, pending.received);
             match result {
                 Ok(response) => self.answer(pending.asker, Ok(response), Bytes::new()),
@@ -87,22 +93,16 @@ impl Node {
         let epoch = self.map.epoch;
         let term = self.leads().unwrap_or_default();
         match read {
-            Read::Query { session, query } => {
-                let answer = self.query(session, &query)?;
-                Ok(Response::Answered { answer, grants: Vec::new(), term, epoch })
-            }
+            Read::Query { .. } => unreachable!("queries have their own way"),
             Read::Renew { session, answered_below, uploads_from } => {
-                if self.renew(session, answered_below, uploads_from, received) {
-                    Ok(Response::Renewed { term, epoch, time: self.cluster_time() })
-                } else {
-                    Err(Status::SessionGone)
-                }
+                let era = self.renew(session, answered_below, uploads_from, received).ok_or(Status::SessionGone)?;
+                Ok(Response::Renewed { term, epoch, time: self.cluster_time(), era })
             }
             Read::Audit { node, items } => Ok(Response::Audited { verdicts: self.namespace.verdicts(node, &items) }),
         }
     }
 
-    fn query(&mut self, session: SessionId, query: &Query) -> Result<Answer, Status> {
+    pub(super) fn query(&mut self, session: SessionId, query: &Query) -> Result<Answer, Status> {
         match query {
             Query::Hold { ino, sequence } => self.hold(session, *ino, *sequence),
             Query::Release { ino, sequence } => {
@@ -115,13 +115,20 @@ impl Node {
                 }
                 Ok(Answer::Done)
             }
-            Query::Reclaim { held, last, .. } => {
+            Query::Reclaim { held, rights, last } => {
                 self.namespace.session(session).ok_or(Status::SessionGone)?;
                 let leading = self.leading.as_mut().ok_or(Status::NotLeader)?;
                 leading.holds.reclaim(session, held, *last)?;
+                leading.rights.reclaim(session, rights, *last);
+                if *last {
+                    leading.gate.know(session);
+                }
                 Ok(Answer::Done)
             }
             Query::Space => Ok(Answer::Space(self.space())),
+            Query::TestLock { ino, kind, key, range, mode } => {
+                self.namespace.test_lock(*ino, LockOwner { kind: *kind, session, key: *key }, *range, *mode)
+            }
             query => self.namespace.query(query),
         }
     }
@@ -141,7 +148,8 @@ impl Node {
         let usage = self.namespace.usage();
         let namespace_free = self.namespace.limits().namespace_bytes_max.saturating_sub(usage.namespace_bytes);
         // What is deleted counts as free at once, although nodes take a moment to drop it: writers wait for that, see the client's uploads.
-        let (capacity, used) = (self.namespace.capacity(), usage.charged_bytes + usage.namespace_bytes);
+        // What sessions have reserved is as good as written.
+        let (capacity, used) = (self.namespace.capacity(), usage.charged_bytes + usage.namespace_bytes + usage.reserved_bytes);
         Space {
             capacity: capacity.max(used),
             used,

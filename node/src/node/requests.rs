@@ -10,6 +10,7 @@ use dfs::placement;
 use dfs::status::Status;
 use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId};
 use dfs::wire::message::{Body, Notice, RaftKind, Request, Response};
+use dfs::wire::namespace::{Op, Query};
 use dfs::{cluster_map::Member, limits};
 
 use super::joining::Stage;
@@ -42,6 +43,7 @@ impl Node {
                 // Whoever dials asks; it has nothing to answer here.
                 tracing::warn!(sender = peer.sender, role = ?peer.role, "closing a link that sent what it may not");
                 self.incoming.remove(&link);
+                self.on_link_down(link, peer.sender);
                 self.outputs.push_back(NodeOutput::Link(LinkAction::Close { link }));
             }
         }
@@ -51,20 +53,37 @@ impl Node {
         match request {
             Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
-            Request::OpenSession { .. } => self.propose_for(asker, Command::OpenSession { session }),
-            Request::EndSession => self.propose_for(asker, Command::EndSession { session }),
+            Request::OpenSession { caches } => _ = self.propose_for(asker, Command::OpenSession { session, caches }),
+            Request::EndSession => _ = self.propose_for(asker, Command::EndSession { session }),
             Request::Renew { answered_below, uploads_from } => {
                 self.read_for(asker, Read::Renew { session, answered_below, uploads_from });
             }
             Request::Namespace { number, answered_below, uploads_from, op } => {
                 let now = self.now;
-                if let Some(leading) = &mut self.leading {
+                if let Some(leading) = self.leading.as_mut().filter(|leading| !leading.gate.is_stalled(now, session)) {
                     leading.leases.heard_if_known(now, session);
                 }
-                self.propose_for(asker, Command::Request { session, number, answered_below, uploads_from, op });
+                if let Op::SetLock { ino, lock } = &op
+                    && !self.admit_lock(asker, session, *ino, lock)
+                {
+                    return;
+                }
+                self.admit(asker, Command::Request { session, number, answered_below, uploads_from, op });
+            }
+            // At once: what the client asks next must find the queue without it.
+            Request::Query(Query::LeaveLockQueue { ino, kind, key, range }) => {
+                self.leave_lock_queue(session, ino, kind, key, range);
+                self.answer(asker, Ok(Response::Done), Bytes::new());
             }
             Request::Query(query) => self.read_for(asker, Read::Query { session, query }),
-            Request::Recalled { .. } | Request::GiveUp { .. } => self.answer(asker, Ok(Response::Done), Bytes::new()),
+            Request::Recalled { term, number } => {
+                self.on_recalled(session, term, number);
+                self.answer(asker, Ok(Response::Done), Bytes::new());
+            }
+            Request::GiveUp { rights } => {
+                self.on_given_up(session, &rights);
+                self.answer(asker, Ok(Response::Done), Bytes::new());
+            }
             Request::Shutdown => self.on_shutdown(asker),
             Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
                 self.fail(asker, Status::InvalidArgument);
@@ -100,7 +119,7 @@ impl Node {
                 self.answer(asker, Ok(Response::Done), Bytes::new());
             }
             Request::Audit { items } => self.read_for(asker, Read::Audit { node, items }),
-            Request::Lost { items } => self.propose_for(asker, Command::Lost { node, items }),
+            Request::Lost { items } => _ = self.propose_for(asker, Command::Lost { node, items }),
             Request::Leave => self.on_leave(asker, node),
             request => self.on_bulk_request(asker, request, payload),
         }
@@ -181,7 +200,7 @@ impl Node {
             _ if map.cluster.0 == 0 => self.fail(asker, Status::Busy),
             _ => {
                 tracing::info!(%node, address = %member.address, "joins");
-                self.propose_for(asker, Command::SetMember(member));
+                _ = self.propose_for(asker, Command::SetMember(member));
             }
         }
     }
@@ -208,7 +227,7 @@ impl Node {
             Notice::SnapshotProgress { id, next } => self.transfers.on_progress(now, from, id, next),
             Notice::Map(map) => self.adopt_map(&map),
             Notice::Stop if self.map.is_living(from) => self.stop_soon("the cluster was shut down"),
-            Notice::Stop | Notice::Recall { .. } | Notice::SpaceShort => {}
+            Notice::Stop | Notice::Recall { .. } | Notice::SpaceShort | Notice::LockFree { .. } => {}
         }
     }
 }

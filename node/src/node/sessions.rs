@@ -44,7 +44,7 @@ impl Leases {
         self.floor = now;
     }
 
-    fn heard(&self, session: SessionId) -> Time {
+    pub fn heard(&self, session: SessionId) -> Time {
         self.renewed.get(&session).copied().unwrap_or(self.floor).max(self.floor)
     }
 }
@@ -69,6 +69,9 @@ impl Node {
         }
         for (duty, command) in duties {
             tracing::info!(?duty, "session is silent");
+            if let Duty::Expire(session) = duty {
+                self.void_rights(session);
+            }
             self.pursue(duty, command);
         }
     }
@@ -80,18 +83,30 @@ impl Node {
         stored > room / 10 * 9
     }
 
-    /// A session's sign of life, once leadership is proven. Tells whether the session exists.
-    pub(super) fn renew(&mut self, session: SessionId, answered_below: RequestNumber, uploads_from: u64, heard: Time) -> bool {
-        let Some(known) = self.namespace.session(session) else { return false };
+    /// A session's sign of life, once leadership is proven. Gives the era of the rights that it prolongs, 0 for none; `None` if the session
+    /// does not exist.
+    pub(super) fn renew(&mut self, session: SessionId, answered_below: RequestNumber, uploads_from: u64, heard: Time) -> Option<u64> {
+        let known = self.namespace.session(session)?;
         let (expired, known_uploads, known_answered) = (known.state == SessionState::Expired, known.uploads_from, known.answered_below);
-        let Some(leading) = &mut self.leading else { return false };
-        leading.leases.renew(heard, session);
+        let caches = known.caches;
+        let now = self.now;
+        let leading = self.leading.as_mut()?;
+        // Who does not obey a recall is waited for no longer than who is silent.
+        let stalled = leading.gate.is_stalled(now, session);
+        if !stalled {
+            leading.leases.renew(heard, session);
+        }
+        let era = match caches {
+            true if stalled => 0,
+            true => leading.rights.era(session),
+            false => 1,
+        };
         if expired {
-            self.pursue(Duty::Revive(session), Command::OpenSession { session });
+            self.pursue(Duty::Revive(session), Command::OpenSession { session, caches });
         }
         if uploads_from > known_uploads || answered_below.0 > known_answered {
             self.pursue(Duty::Progress(session), Command::Progress { session, answered_below, uploads_from });
         }
-        true
+        Some(era)
     }
 }
