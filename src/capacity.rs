@@ -10,6 +10,11 @@ pub fn chunk_charge(length: u64) -> u64 {
     length + length.div_ceil(limits::VERIFY_GROUP_BYTES as u64) * 32 + limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES
 }
 
+/// What a reserved run of a file is charged for: as much as a chunk of its length written there, with its record in the namespace.
+pub fn reservation_charge(length: u64) -> u64 {
+    chunk_charge(length) + limits::RESERVATION_OVERHEAD_BYTES
+}
+
 /// The largest amount that fits `copies` times into rooms, no two copies of anything in one room.
 pub fn fitting(rooms: &[u64], copies: u64) -> u64 {
     if copies == 0 || (rooms.len() as u64) < copies {

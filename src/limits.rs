@@ -181,6 +181,8 @@ pub const FOLD_REST_SLOTS_MAX: usize = 1 << 16;
 /// Time between two folds at rest, while nobody waits for the client and while somebody does.
 pub const FOLD_PACE_IDLE: Duration = Duration::from_millis(1);
 pub const FOLD_PACE_BUSY: Duration = Duration::from_millis(20);
+/// Slots that one command of a copy gives to folding at rest, if it copied inline bytes; others are left to whoever reads them.
+pub const FOLDS_NOTED_PER_COPY_MAX: usize = 16;
 /// Folds of one client that are under way.
 pub const FOLDS_RUNNING_MAX: usize = 4;
 /// A client that was told that there is no room for inline content sends chunks for this long without trying.
@@ -195,6 +197,10 @@ pub const LOCATE_EXTENTS_MAX: usize = 1 << 18;
 pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
 /// Memory that each upload of a chunk is charged for.
 pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
+/// Memory that a reserved run of a file is charged for beside what a chunk of its length is: the chunk's record on a voter.
+pub const RESERVATION_OVERHEAD_BYTES: u64 = 256;
+/// Reserved runs of one slot that a fold leaves alone; where there are more, only those that are too long to be written inline.
+pub const FOLD_RESERVATIONS_MAX: usize = 64;
 /// Most uploads of one chunk that a node remembers at once; more are refused as `Busy` until an audit has settled some.
 pub const INSTANCES_PER_CHUNK_MAX: usize = 4096;
 /// Most bad copies that a node keeps in mind until the leader has acknowledged their loss.
@@ -336,6 +342,8 @@ const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WIND
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
 const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
+const _: () = assert!(SLOT_BYTES / INLINE_WRITE_BYTES_MAX as u64 <= FOLD_RESERVATIONS_MAX as u64);
+const _: () = assert!(4 * FOLD_RESERVATIONS_MAX <= SLOT_EXTENTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
 const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis());

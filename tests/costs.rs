@@ -9,8 +9,9 @@ use dfs::client::{Call, Counters, Located, Reply};
 use dfs::limits;
 use dfs::placement;
 use dfs::random::Random;
+use dfs::status::Status;
 use dfs::types::{ByteRange, ChunkHash, InodeId, NodeId, ROOT};
-use dfs::wire::namespace::{ChunkPlace, NewKind, Op, Query, Replied, Source, WriteAt};
+use dfs::wire::namespace::{AllocateMode, Answer, ChunkPlace, NewKind, Op, Query, Replied, SetAttributes, Sought, Source, WriteAt};
 use dfs_node::node::{Node, Start};
 
 use sim::network::{Pid, Speed};
@@ -473,4 +474,66 @@ fn space_whose_deletion_was_lost_is_free_within_two_audit_cycles() {
     println!("free after {} s", took / SECOND);
     let lost = cluster.sent_by_all("Delete").frames;
     assert!(lost > 0, "deletions were lost");
+}
+
+#[test]
+fn a_copy_of_a_gibibyte_moves_no_payload_and_takes_a_few_entries() {
+    let mut cluster = Cluster::new(11, 3);
+    let (writer, copier) = (cluster.client(), cluster.client());
+    let ((from, _), (to, _)) = (cluster.create(writer), cluster.create(copier));
+    // 16 MiB that are written, and doubled by copying until they are a gibibyte.
+    let bytes = content(11, 16 * MIB);
+    cluster.write(writer, from, 0, &bytes);
+    for doubling in 0..6 {
+        let length = (16 * MIB as u64) << doubling;
+        let call = Call::Copy { from, from_offset: 0, to: from, to_offset: length, length, kill_privileges: false };
+        cluster.try_call(writer, call);
+    }
+    cluster.run.run_for(3 * SECOND);
+    let payload =
+        |cluster: &Cluster| -> u64 { ["Put", "LinkChunk", "Get", "Bytes"].iter().map(|kind| cluster.sent_by_all(kind).bytes).sum() };
+    let (before, moved, entries) = (cluster.counters(copier), payload(&cluster), cluster.entries());
+    let (stored, inline) = (cluster.stored(), cluster.inline_bytes());
+    let charged = cluster.leader().namespace().usage().charged_bytes;
+    let call = Call::Copy { from, from_offset: 0, to, to_offset: 3, length: 1 << 40, kill_privileges: false };
+    match cluster.try_call(copier, call) {
+        Reply::Replied(Replied::Ranged { done, attributes, .. }) => assert_eq!((done, attributes.size), (1 << 30, (1 << 30) + 3)),
+        other => panic!("a copy answered {other:?}"),
+    }
+    assert_eq!(payload(&cluster), moved, "no byte of content moved");
+    let (control, bulk) = cluster.since(copier, before);
+    assert!(bulk == 0 && control <= 6, "{control} requests, {bulk} for bulk");
+    assert!(cluster.entries() - entries <= 6);
+    assert_eq!((cluster.stored(), cluster.inline_bytes()), (stored, inline));
+    assert_eq!(cluster.leader().namespace().usage().charged_bytes, charged);
+    assert_eq!(cluster.read(writer, to, 3 + (700 << 20), MIB), bytes.slice(12 * MIB..13 * MIB));
+}
+
+#[test]
+fn ranges_are_reserved_punched_and_searched_in_a_few_requests() {
+    let mut cluster = Cluster::new(12, 3);
+    let client = cluster.client();
+    let (ino, _) = cluster.create(client);
+    let request = |cluster: &mut Cluster, call: Call| {
+        let before = cluster.counters(client);
+        let reply = cluster.run.call(client, call);
+        (reply, cluster.since(client, before))
+    };
+    let allocate = |range: ByteRange, mode: AllocateMode| Call::Allocate { ino, range, mode, kill_privileges: false };
+    let whole = ByteRange { offset: 0, length: 1 << 40 };
+    let grow = AllocateMode::Reserve { keep_size: false };
+    let (refused, costs) = request(&mut cluster, allocate(whole, grow));
+    assert!(matches!(refused, Err(Status::NoSpace)) && costs == (1, 0), "{refused:?} after {costs:?}");
+    let size = SetAttributes { size: Some(1 << 40), ..SetAttributes::default() };
+    cluster.try_call(client, Call::Op(Op::SetAttributes { ino, set: size }));
+    cluster.write(client, ino, 1 << 39, &content(12, MIB));
+    let (found, costs) = request(&mut cluster, Call::Seek { ino, offset: 0, what: Sought::Data });
+    assert!(matches!(found, Ok(Reply::Answer(Answer::Sought { offset, found: true })) if offset == 1 << 39) && costs == (1, 0));
+    let (reserved, costs) = request(&mut cluster, allocate(ByteRange { offset: 7, length: 200 << 20 }, grow));
+    assert!(reserved.is_ok() && costs == (1, 0), "{reserved:?} after {costs:?}");
+    let (punched, costs) = request(&mut cluster, allocate(whole, AllocateMode::Punch));
+    assert!(punched.is_ok() && costs == (1, 0), "{punched:?} after {costs:?}");
+    assert_eq!(cluster.leader().namespace().usage().charged_bytes, 0);
+    let (nothing, costs) = request(&mut cluster, Call::Seek { ino, offset: 0, what: Sought::Data });
+    assert!(matches!(nothing, Err(Status::NoSuchDeviceAddress)) && costs == (1, 0));
 }

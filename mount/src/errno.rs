@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs::status::Status;
 use dfs::types::{Attributes, FileKind, InodeId, Timestamp};
-use dfs::wire::namespace::{NewKind, SetTime};
+use dfs::wire::namespace::{AllocateMode, NewKind, SetTime};
 use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
 
 /// Preferred size of reads and writes, as `stat` tells programs: a slot, so that `cp` and others move whole chunks.
@@ -61,6 +61,17 @@ pub fn new_kind(mode: u32, rdev: u32) -> Option<NewKind> {
         libc::S_IFBLK => NewKind::BlockDevice { rdev },
         _ => return None,
     })
+}
+
+/// What fallocate(2) asks for. `None` for what is not supported.
+pub fn allocate_mode(mode: i32) -> Option<AllocateMode> {
+    let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+    match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => Some(AllocateMode::Reserve { keep_size }),
+        libc::FALLOC_FL_ZERO_RANGE => Some(AllocateMode::Zero { keep_size }),
+        libc::FALLOC_FL_PUNCH_HOLE if keep_size => Some(AllocateMode::Punch),
+        _ => None,
+    }
 }
 
 /// Permission bits of a mode.

@@ -15,12 +15,12 @@ use dfs::client::driver;
 use dfs::limits;
 use dfs::locks::{LockMode, LockRange};
 use dfs::types::{ByteRange, InodeId};
-use dfs::wire::namespace::{LockWait, NewKind, RenameMode, SetAttributes, SetLock, Space};
+use dfs::wire::namespace::{LockWait, NewKind, RenameMode, SetAttributes, SetLock, Sought, Space};
 use dfs::xattr::{TRUSTED_PREFIX, XattrCondition};
 use fuser::*;
 
 use crate::caller::Caller;
-use crate::errno::{errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
+use crate::errno::{allocate_mode, errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
 use crate::lock_request;
 use crate::requests::{Context, Handle, Listing, NewXattr, OpenMode, Reply, Request as Asked, WriteKind};
 use crate::server::Input;
@@ -45,6 +45,7 @@ pub enum Slot {
     Directory(ReplyDirectory),
     DirectoryPlus(ReplyDirectoryPlus),
     Lock(ReplyLock),
+    Seek(ReplyLseek),
     /// With the size of the caller's buffer; 0 asks for the length.
     Xattr(ReplyXattr, u32),
     Xattrs(ReplyXattr, u32, Caller),
@@ -69,6 +70,7 @@ impl Slot {
             (Slot::Directory(slot), Reply::Listing(listing)) => return send_listing(slot, listing),
             (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing),
             (Slot::Lock(slot), Reply::Lock(found)) => send_lock(slot, *found),
+            (Slot::Seek(slot), Reply::Sought(offset)) => slot.offset(*offset as i64),
             (Slot::Xattr(slot, size), Reply::Xattr(value)) => send_sized(slot, size, value),
             (Slot::Xattrs(slot, size, caller), Reply::Xattrs(names)) => send_sized(slot, size, &visible(names, caller)),
             (slot, Reply::Error(status)) => slot.fail(errno(*status)),
@@ -90,6 +92,7 @@ impl Slot {
             Slot::Directory(slot) => slot.error(errno),
             Slot::DirectoryPlus(slot) => slot.error(errno),
             Slot::Lock(slot) => slot.error(errno),
+            Slot::Seek(slot) => slot.error(errno),
             Slot::Xattr(slot, _) | Slot::Xattrs(slot, ..) => slot.error(errno),
         }
     }
@@ -527,7 +530,7 @@ impl Filesystem for Shell {
     }
 
     // From here on: what is answered without the cluster. The kernel remembers ENOSYS and asks no more; to programs it says what belongs
-    // there: EOPNOTSUPP for fallocate, a plain copy for copy_file_range, the whole file as data for SEEK_DATA.
+    // there: ENOTTY for ioctl.
     fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
@@ -555,18 +558,27 @@ impl Filesystem for Shell {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fallocate(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    fn fallocate(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, length: u64, mode: i32, reply: ReplyEmpty) {
+        // Taking a range out of a file or putting one in is refused, as tmpfs does.
+        let Some(mode) = allocate_mode(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        let range = ByteRange { offset, length };
+        self.ask(req, Asked::Allocate { ino: inode(ino), handle: Handle(fh.0), range, mode }, Slot::Empty(reply));
     }
 
-    fn lseek(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
+    fn lseek(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let what = match whence {
+            libc::SEEK_DATA => Sought::Data,
+            libc::SEEK_HOLE => Sought::Hole,
+            _ => return reply.error(Errno::EINVAL), // the kernel asks for no other
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.ask(req, Asked::Seek { ino: inode(ino), handle: Handle(fh.0), offset, what }, Slot::Seek(reply));
     }
 
     #[allow(clippy::too_many_arguments)]
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -577,7 +589,9 @@ impl Filesystem for Shell {
         flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::ENOSYS);
+        let (from, to) = ((inode(ino_in), Handle(fh_in.0)), (inode(ino_out), Handle(fh_out.0)));
+        let request = Asked::Copy { from, from_offset: offset_in, to, to_offset: offset_out, length: len };
+        self.ask(req, request, Slot::Write(reply));
     }
 }
 

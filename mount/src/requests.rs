@@ -8,7 +8,7 @@ use bytes::Bytes;
 use dfs::locks::{LockMode, LockRange};
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, InodeId};
-use dfs::wire::namespace::{DirectoryEntry, NewKind, RenameMode, SetAttributes, SetLock, Space};
+use dfs::wire::namespace::{AllocateMode, DirectoryEntry, NewKind, RenameMode, SetAttributes, SetLock, Sought, Space};
 use dfs::xattr::XattrCondition;
 
 /// Who asks, as the kernel tells it.
@@ -159,6 +159,28 @@ pub enum Request {
         handle: Handle,
     },
     Space,
+    /// fallocate(2).
+    Allocate {
+        ino: InodeId,
+        handle: Handle,
+        range: ByteRange,
+        mode: AllocateMode,
+    },
+    /// SEEK_DATA and SEEK_HOLE.
+    Seek {
+        ino: InodeId,
+        handle: Handle,
+        offset: u64,
+        what: Sought,
+    },
+    /// copy_file_range(2); may do a part.
+    Copy {
+        from: (InodeId, Handle),
+        from_offset: u64,
+        to: (InodeId, Handle),
+        to_offset: u64,
+        length: u64,
+    },
     /// Value of an extended attribute, for a buffer of that size; 0 asks for its length.
     Xattr {
         ino: InodeId,
@@ -202,6 +224,8 @@ pub enum Reply {
     Space(Space),
     /// TestLock: range, mode and process of the lock that was found.
     Lock(Option<(LockRange, LockMode, u32)>),
+    /// Where the data or hole is.
+    Sought(u64),
     Xattr(Bytes),
     /// Names, each with a NUL behind it.
     Xattrs(Bytes),

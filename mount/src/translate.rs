@@ -4,6 +4,7 @@
 //! handles and what has to happen when a call ends. Every request gets exactly one reply, except those that want none.
 
 mod locks;
+mod space;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -60,6 +61,8 @@ enum Shape {
     Xattr,
     Done,
     Lock,
+    /// Of fallocate's kin, see `space`.
+    Range,
 }
 
 /// An open that waits for its hold or its truncation.
@@ -286,6 +289,11 @@ impl Translator {
                     self.call(Step::Unawaited, client::Call::Query(Query::Hold { ino, sequence }));
                 }
             }
+            Request::Allocate { ino, handle, range, mode } => return self.allocate(token, context, (ino, handle), range, mode),
+            Request::Seek { ino, handle, offset, what } => return self.seek(token, (ino, handle), offset, what),
+            Request::Copy { from, from_offset, to, to_offset, length } => {
+                return self.copy(token, context, (from, from_offset), (to, to_offset), length);
+            }
             Request::ReadDirectory { handle, offset, plus } => return self.list(token, handle, offset, plus),
             Request::ReleaseDirectory { handle } => {
                 let ino = self.handles.close_stream(handle).ok_or(Status::BadHandle)?;
@@ -500,6 +508,7 @@ fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
         (Shape::Xattr, reply) => xattr::shaped(reply)?,
         (Shape::Done, _) => Reply::Done,
         (Shape::Lock, reply) => locks::shaped(reply)?,
+        (Shape::Range, reply) => space::shaped(reply)?,
         _ => return Err(Status::Internal),
     })
 }
@@ -541,9 +550,11 @@ fn is_change(request: &Request) -> bool {
         | Request::Rename { .. }
         | Request::Link { .. }
         | Request::Create { .. }
+        | Request::Write { .. }
+        | Request::Allocate { .. }
+        | Request::Copy { .. }
         | Request::SetXattr { .. }
-        | Request::RemoveXattr { .. }
-        | Request::Write { .. } => true,
+        | Request::RemoveXattr { .. } => true,
         Request::Open { mode, .. } => mode.write || mode.truncate,
         _ => false,
     }

@@ -154,7 +154,7 @@ impl Core {
             }
             Status::Busy => {
                 ask.busy += 1;
-                let is_write = matches!(ask.kind, Kind::Op(Op::Write { .. } | Op::Fold { .. }));
+                let is_write = matches!(ask.kind, Kind::Op(Op::Write { .. } | Op::Fold { .. } | Op::Allocate { .. } | Op::Copy { .. }));
                 if is_write && (!ask.uncertain || ask.busy >= BUSY_IN_A_ROW) {
                     return self.end_ask(now, id, Err(status));
                 }

@@ -26,6 +26,7 @@ use super::locks::{LockBook, LockJob};
 use super::read::ReadJob;
 use super::router::Router;
 use super::session::Session;
+use super::space::SpaceJob;
 use super::upload::{Upload, Uploaded};
 use super::write::WriteJob;
 use super::{Call, Config, Counters, Event, Output, Reply};
@@ -78,6 +79,7 @@ pub(super) enum Work {
     },
     Read(Box<ReadJob>),
     Write(Box<WriteJob>),
+    Space(Box<SpaceJob>),
     Flush {
         waits_for: BTreeSet<u64>,
     },
@@ -227,6 +229,7 @@ impl Core {
             Call::Read { ino, range } => self.start_read(now, token, ino, range),
             Call::Locate { ino, range } => self.start_locate(now, token, ino, range),
             Call::Write { ino, at, bytes, kill_privileges } => self.start_write(now, token, ino, at, bytes, kill_privileges),
+            call @ (Call::Allocate { .. } | Call::Copy { .. } | Call::Seek { .. }) => self.start_space(now, token, call),
             Call::Map => {
                 let known = Epoch(0);
                 self.start_pass(now, token, Request::Map { known }, Target::Leader, None);
@@ -539,6 +542,7 @@ impl Core {
             }
             Work::Read(_) => self.on_layout_answer(now, id, result),
             Work::Write(_) => self.on_commit_answer(now, id, result),
+            Work::Space(_) => self.on_space_answer(now, id, result),
             Work::Flush { .. } => {}
             Work::Lock(_) => self.on_lock_answer(now, id, result),
             Work::EndSession => {
@@ -553,6 +557,7 @@ impl Core {
             Some(Work::Read(_)) => self.retry_read(now, id),
             Some(Work::Write(_)) => self.retry_write(now, id),
             Some(Work::Lock(_)) => self.on_lock_alarm(now, id),
+            Some(Work::Space(_)) => self.send_space(now, id),
             _ => {}
         }
     }

@@ -78,6 +78,14 @@ impl FoldBook {
         }
     }
 
+    /// Slots of a range got inline bytes by copying, which nobody folds who only folds what he wrote.
+    pub(super) fn note_copied(&mut self, now: Time, ino: InodeId, range: ByteRange) {
+        let slots = range.offset / limits::SLOT_BYTES..range.end().div_ceil(limits::SLOT_BYTES);
+        for slot in slots.take(limits::FOLDS_NOTED_PER_COPY_MAX) {
+            self.rest((ino, slot), now + limits::FOLD_REST_AFTER);
+        }
+    }
+
     fn count(&mut self, now: Time, ino: InodeId, at: u64, length: u64, size: u64) {
         let key = (ino, at / limits::SLOT_BYTES);
         let count = self.counts.entry(key).or_insert(Count { writes: 0, bytes: 0, end: u64::MAX });

@@ -16,6 +16,7 @@ mod locks;
 mod read;
 mod router;
 mod session;
+mod space;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -31,7 +32,7 @@ use crate::link::LinkAction;
 use crate::status::Status;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, SessionId};
 use crate::wire::message::StatusReport;
-use crate::wire::namespace::{Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, WriteAt};
+use crate::wire::namespace::{AllocateMode, Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, Sought, WriteAt};
 
 pub use self::api::{Client, Error, Options};
 pub use self::core::Core;
@@ -104,6 +105,30 @@ pub enum Call {
         at: WriteAt,
         bytes: Bytes,
         kill_privileges: bool,
+    },
+    /// fallocate(2), as many commands as it takes; answers `Replied::Ranged`. What fails half way has reserved, zeroed or punched a
+    /// first part of the range, and has not changed the size.
+    Allocate {
+        ino: InodeId,
+        range: ByteRange,
+        mode: AllocateMode,
+        kill_privileges: bool,
+    },
+    /// copy_file_range(2), as many commands as it takes; answers `Replied::Ranged` with how much was copied before the source's end or
+    /// a failure.
+    Copy {
+        from: InodeId,
+        from_offset: u64,
+        to: InodeId,
+        to_offset: u64,
+        length: u64,
+        kill_privileges: bool,
+    },
+    /// The next data or hole; answers `Answer::Sought` with `found`.
+    Seek {
+        ino: InodeId,
+        offset: u64,
+        what: Sought,
     },
     /// Where a file's bytes lie.
     Locate {

@@ -18,7 +18,7 @@ use super::read::Purpose;
 use super::upload::Uploaded;
 
 /// Commits of one batch that may be refused for reasons that trying again can cure.
-const RETRIES_MAX: u32 = 6;
+pub(super) const RETRIES_MAX: u32 = 6;
 /// Extents that a folded slot may keep for the sake of the holes between them.
 const FOLDED_EXTENTS_MAX: usize = 4;
 /// Unit in which zeros are looked for.
@@ -277,10 +277,14 @@ impl Core {
         self.retry_later(now, id);
     }
 
-    fn retry_later(&mut self, now: Time, id: u64) {
+    pub(super) fn retry_later(&mut self, now: Time, id: u64) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let Work::Write(write) = &job.work else { return };
-        let (retries, deadline) = (write.retries, job.deadline);
+        let retries = match &job.work {
+            Work::Write(write) => write.retries,
+            Work::Space(space) => space.retries,
+            _ => return,
+        };
+        let deadline = job.deadline;
         let at = now + self.backoff(retries);
         self.arm(at.min(deadline), Alarm::Job(id));
     }

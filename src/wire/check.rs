@@ -60,6 +60,11 @@ pub fn op(op: &Op) -> Result<(), Status> {
         Op::RemoveXattr { name, .. } => xattr_name(name),
         Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
         Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
+        Op::Allocate { range, .. } => no_overflow(range.offset, range.length),
+        Op::Copy { from_offset, to_offset, length, .. } => {
+            no_overflow(*from_offset, *length)?;
+            no_overflow(*to_offset, *length)
+        }
     }
 }
 
@@ -102,6 +107,7 @@ fn query(query: &Query) -> Result<(), Status> {
         | Query::Hold { .. }
         | Query::Release { .. }
         | Query::Space
+        | Query::Seek { .. }
         | Query::Xattrs { .. } => Ok(()),
         Query::Reclaim { held, rights, .. } => {
             require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
@@ -178,8 +184,10 @@ fn answer(answer: &Answer) -> Result<(), Status> {
         }
         Answer::Xattr(value) => require(value.len() <= limits::XATTR_VALUE_BYTES_MAX),
         Answer::Xattrs(names) => require(names.len() <= limits::XATTR_LIST_BYTES_MAX),
-        Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) => Ok(()),
         Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
+        Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) | Answer::Sought { .. } => {
+            Ok(())
+        }
     }
 }
 

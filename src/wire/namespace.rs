@@ -187,6 +187,25 @@ pub enum Op {
         ino: InodeId,
         lock: SetLock,
     },
+    /// fallocate(2): does a part of the range from its beginning and tells how much (`Replied::Ranged`), so that each command is bounded.
+    /// `Busy`: the range's first slot has too many extents, fold it.
+    Allocate {
+        ino: InodeId,
+        range: ByteRange,
+        mode: AllocateMode,
+        kill_privileges: bool,
+    },
+    /// Names the source's bytes in the target: no data moves. Does a part of the range from its beginning and tells how much
+    /// (`Replied::Ranged`), nothing at the source's end. `Busy`: the first slot of the target's range has too many extents, fold it.
+    /// `NotSupported`: no room for inline bytes, copy them by reading and writing.
+    Copy {
+        from: InodeId,
+        from_offset: u64,
+        to: InodeId,
+        to_offset: u64,
+        length: u64,
+        kill_privileges: bool,
+    },
 }
 
 /// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
@@ -229,6 +248,24 @@ pub enum Grant {
     Refused,
 }
 
+/// What `Allocate` does to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AllocateMode {
+    /// Holes are reserved: writes there find their space. `keep_size`: the file does not grow to the range's end.
+    Reserve { keep_size: bool },
+    /// All of it reads as zeros and is reserved.
+    Zero { keep_size: bool },
+    /// All of it becomes a hole; the size stays.
+    Punch,
+}
+
+/// What `Seek` looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sought {
+    Data,
+    Hole,
+}
+
 /// What an operation answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Replied {
@@ -258,6 +295,12 @@ pub enum Replied {
     },
     /// SetLock.
     Lock(Grant),
+    /// Allocate and Copy: bytes done from the beginning of the range, how many of them are inline copies, and the inode after it.
+    Ranged {
+        done: u64,
+        inline: u64,
+        attributes: Attributes,
+    },
 }
 
 /// A read of the tree, answered by the leader under proven leadership.
@@ -323,6 +366,12 @@ pub enum Query {
         kind: LockKind,
         key: u64,
         range: LockRange,
+    },
+    /// The next data or hole at or after the offset; the end of the file is a hole. `NoSuchDeviceAddress` if there is none.
+    Seek {
+        ino: InodeId,
+        offset: u64,
+        what: Sought,
     },
     /// Value of an extended attribute.
     Xattr {
@@ -410,6 +459,11 @@ pub enum Answer {
     Space(Space),
     /// TestLock: range, mode and process of the lock that was found.
     Lock(Option<(LockRange, LockMode, u32)>),
+    /// Seek: where it is if `found`, else how far was looked in vain.
+    Sought {
+        offset: u64,
+        found: bool,
+    },
     Xattr(Bytes),
     /// As listxattr(2) gives them: each with a NUL behind it.
     Xattrs(Bytes),

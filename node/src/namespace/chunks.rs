@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Namespace;
 use super::command::Effect;
+use super::content::Shift;
 use super::digest::Digest;
 use super::extents::References;
 
@@ -99,7 +100,7 @@ impl Namespace {
 
     /// Whether the claims for those chunks that gain references hold. Errors: `NoSpace` without storage nodes, `Conflict` for an
     /// upload that was given up or is spent (upload anew), `MissingReceipts`.
-    pub(super) fn check_claims(&self, claims: &Claims, references: &References, payer: Option<SessionId>) -> Result<u64, Status> {
+    pub(super) fn check_claims(&self, claims: &Claims, references: &References) -> Result<(), Status> {
         for (hash, claim) in claims {
             if !references.contains_key(hash) {
                 continue;
@@ -120,18 +121,32 @@ impl Namespace {
                 return Err(Status::MissingReceipts);
             }
         }
-        self.check_capacity(claims, references, payer)
+        Ok(())
     }
 
     /// What the operation adds, if it still fits; what it frees counts, and what others have reserved. Errors: `NoSpace`.
-    fn check_capacity(&self, claims: &Claims, references: &References, payer: Option<SessionId>) -> Result<u64, Status> {
-        let (mut added, mut freed) = (0, 0);
+    pub(super) fn check_capacity(
+        &self,
+        claims: &Claims,
+        references: &References,
+        shift: Shift,
+        payer: Option<SessionId>,
+    ) -> Result<u64, Status> {
+        let (mut added, mut freed, mut brought) = (shift.added, shift.freed, 0);
         for (hash, &change) in references {
             match (self.store.chunk(hash), claims.get(hash)) {
-                (None, Some(claim)) if change > 0 => added += chunk_charge(u64::from(claim.length)),
+                (None, Some(claim)) if change > 0 => {
+                    added += chunk_charge(u64::from(claim.length));
+                    brought += u64::from(claim.length);
+                }
                 (Some(chunk), _) if chunk.references as i64 + change == 0 => freed += chunk_charge(u64::from(chunk.length)),
                 _ => {}
             }
+        }
+        // Reserved space takes all bytes that fit into it. That many small chunks cost more than the one run for which was charged is
+        // bounded by the extents of a slot, and undone by the next fold.
+        if shift.filled > 0 && brought <= shift.filled {
+            return Ok(0);
         }
         // The namespace lies in the same memory on every voter.
         let usage = self.store.usage();

@@ -2,6 +2,11 @@
 //!
 //! An operation is planned on copies of the slots that it touches; only a plan that passes every check is carried out.
 
+mod allocate;
+mod copy;
+
+pub(super) use copy::CopyRange;
+
 use std::collections::BTreeMap;
 
 use dfs::limits;
@@ -12,7 +17,7 @@ use dfs::wire::namespace::{Behind, ChunkClaim, Patch, Replied, SetAttributes, So
 use super::Namespace;
 use super::chunks::{Claims, gather_claims};
 use super::command::Effect;
-use super::extents::{Content, References, Slot};
+use super::extents::{Content, References, Reservations, Slot};
 use super::inode::{Cut, File, Inode, check_set};
 
 /// Slots that one command may touch.
@@ -46,13 +51,43 @@ struct Plan {
     /// Of the stored slots that the plan replaces.
     old_blocks: u64,
     old_inline: u64,
+    old_reserved: Reservations,
 }
 
 impl Plan {
     fn new(ino: InodeId, file: &File) -> Plan {
         let file = File { layout: file.layout + 1, ..file.clone() };
-        Plan { ino, file, slots: BTreeMap::new(), references: References::new(), old_blocks: 0, old_inline: 0 }
+        let (slots, references) = (BTreeMap::new(), References::new());
+        Plan { ino, file, slots, references, old_blocks: 0, old_inline: 0, old_reserved: Reservations::default() }
     }
+
+    /// Changes a slot that was planned.
+    fn with<R>(&mut self, index: u64, change: impl FnOnce(&mut Slot, &mut References) -> R) -> R {
+        change(self.slots.get_mut(&index).expect("the slot was planned"), &mut self.references)
+    }
+
+    /// What the slots will take and give back of the space that is not chunks': the charge of reservations, and inline bytes.
+    fn shift(&self) -> Shift {
+        let mut shift = Shift { freed: self.old_reserved.charge, ..Shift::default() };
+        let (mut inline, mut reserved) = (0, 0);
+        for slot in self.slots.values() {
+            inline += slot.inline_bytes();
+            reserved += slot.reserved().bytes;
+            shift.added += slot.reserved().charge;
+        }
+        shift.freed += self.old_inline.saturating_sub(inline);
+        shift.filled = self.old_reserved.bytes.saturating_sub(reserved);
+        shift
+    }
+}
+
+/// By how much a plan changes what is charged besides chunks.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Shift {
+    pub added: u64,
+    pub freed: u64,
+    /// Reserved bytes that are so no more.
+    pub filled: u64,
 }
 
 /// `offset..end` by slots: index, and start and end within the slot.
@@ -76,6 +111,8 @@ impl Namespace {
             let Some(stored) = self.store.slot(plan.ino, index) else { return Slot::new(plan.file.layout) };
             plan.old_blocks += stored.blocks();
             plan.old_inline += stored.inline_bytes();
+            plan.old_reserved.bytes += stored.reserved().bytes;
+            plan.old_reserved.charge += stored.reserved().charge;
             if plan.file.hides(index, stored.born) {
                 stored.unreference(&mut plan.references);
                 return Slot::new(plan.file.layout);
@@ -102,8 +139,11 @@ impl Namespace {
             let skip = (index * limits::SLOT_BYTES + u64::from(start) - offset) as u32;
             let content = if hole { None } else { Content::of_source(&patch.source, skip, end - start) };
             self.plan_slot(plan, index);
-            let slot = plan.slots.get_mut(&index).expect("just planned");
-            slot.splice(start, end, content, &mut plan.references);
+            plan.with(index, |slot, references| match content {
+                // Zeros written into reserved space leave it reserved: a later write there must find its space too.
+                None => slot.zero(start, end, references),
+                content => slot.splice(start, end, content, references),
+            });
             if plan.slots.len() > SLOTS_TOUCHED_MAX {
                 return Err(Status::InvalidArgument);
             }
@@ -133,7 +173,8 @@ impl Namespace {
         if inline > plan.old_inline && usage.inline_bytes + (inline - plan.old_inline) > self.header.limits.inline_bytes_max {
             return Err(Status::NoSpace);
         }
-        self.check_claims(claims, &plan.references, payer)
+        self.check_claims(claims, &plan.references)?;
+        self.check_capacity(claims, &plan.references, plan.shift(), payer)
     }
 
     /// Carries the plan out, all but the inode.
@@ -171,7 +212,8 @@ impl Namespace {
         // Bytes that were accepted a while ago have their room: it was reserved then.
         let payer = Some(session).filter(|_| how.behind.is_some());
         let added = self.check_plan(&plan, &claims, payer)?;
-        if payer.is_none_or(|session| self.reserved(session) == 0) {
+        // So has what is written into space that the file has reserved.
+        if plan.shift().filled == 0 && payer.is_none_or(|session| self.reserved(session) == 0) {
             self.check_room()?;
         }
         plan.file.data_version += 1;
@@ -207,6 +249,11 @@ impl Namespace {
         for patch in patches {
             self.plan_patch(&mut plan, patch, &claims)?;
         }
+        let end = file.size.saturating_sub(at.index * limits::SLOT_BYTES).min(limits::SLOT_BYTES) as u32;
+        self.plan_slot(&mut plan, at.index);
+        for (start, end) in old.kept_by_folds(end) {
+            plan.with(at.index, |slot, references| slot.splice(start, end, Some(Content::Reserved), references));
+        }
         self.check_plan(&plan, &claims, None)?;
         let file = self.store_plan(plan, &claims);
         self.store.update_inode(at.ino, |inode| {
@@ -236,10 +283,14 @@ impl Namespace {
     /// Atomic whatever the size: many slots are only cut off here and freed later.
     fn truncate(&mut self, ino: InodeId, size: u64) -> Result<(), Status> {
         let file = self.file(ino)?;
-        if size == file.size {
+        // Space that is reserved beyond the end goes even if the size stays, as on other file systems.
+        let beyond = |(index, slot): (u64, &Slot)| {
+            slot.pieces().last().is_some_and(|last| index * limits::SLOT_BYTES + u64::from(last.end()) > size)
+        };
+        if size == file.size && !self.store.slots_from(ino, size / limits::SLOT_BYTES).take(2).any(beyond) {
             return Ok(());
         }
-        let shrinks = size < file.size;
+        let shrinks = size <= file.size;
         let mut plan = Plan::new(ino, file);
         plan.file.size = size;
         plan.file.data_version += 1;
@@ -249,9 +300,8 @@ impl Namespace {
         if shrinks {
             if rest > 0 && self.store.slot(ino, last).is_some() {
                 self.plan_slot(&mut plan, last);
-                let slot = plan.slots.get_mut(&last).expect("just planned");
                 // What lies beyond the end reads as zeros when the file grows again.
-                slot.splice(rest, limits::SLOT_BYTES as u32, None, &mut plan.references);
+                plan.with(last, |slot, references| slot.splice(rest, limits::SLOT_BYTES as u32, None, references));
             }
             cut = !self.plan_removal(&mut plan, from);
             plan.file.cuts = cuts_after(&plan.file, from, cut)?;
@@ -387,7 +437,7 @@ fn covers(patches: &[Patch], slot: &Slot, index: u64, size: u64) -> bool {
     ranges.sort_unstable();
     let mut ranges = ranges.into_iter().peekable();
     let mut covered = (base, base);
-    for piece in slot.pieces() {
+    for piece in slot.pieces().iter().filter(|piece| !piece.is_reserved()) {
         let (start, end) = (base + u64::from(piece.start), base + u64::from(piece.end()));
         while covered.1 < end {
             match ranges.next_if(|range| range.0 <= covered.1.max(start)) {

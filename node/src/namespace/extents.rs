@@ -1,10 +1,11 @@
-//! One slot of a file: a sorted list of pieces that never overlap. Gaps are holes.
+//! One slot of a file: a sorted list of pieces that never overlap. Gaps are holes. Reserved pieces read like holes, but hold their space.
 //!
 //! Keeps its own sums (inline bytes, blocks, digest) by difference, so that a change costs what it touches and not the slot.
 
 use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
+use dfs::capacity::reservation_charge;
 use dfs::limits;
 use dfs::types::ChunkHash;
 use dfs::wire::namespace::Source;
@@ -20,7 +21,12 @@ pub(super) type References = BTreeMap<ChunkHash, i64>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Content {
     Inline(Bytes),
-    Chunk { hash: ChunkHash, offset: u32 },
+    Chunk {
+        hash: ChunkHash,
+        offset: u32,
+    },
+    /// Zeros that are charged for as if they were bytes, so that writing there finds its space.
+    Reserved,
 }
 
 /// A run of bytes within a slot.
@@ -45,18 +51,30 @@ pub(super) struct Slot {
     #[serde(skip)]
     inline_bytes: u64,
     #[serde(skip)]
-    blocks: u64,
+    occupied: u64,
+    #[serde(skip)]
+    reserved: Reservations,
     #[serde(skip)]
     digest: u64,
 }
 
+/// What is reserved, for writes to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reservations {
+    pub bytes: u64,
+    /// What it is charged for in the space of chunks.
+    pub charge: u64,
+    pub pieces: usize,
+}
+
 impl Content {
     /// A part of it; bytes are copied, so that a small rest does not keep a large run alive.
-    fn part(&self, skip: u32, length: u32) -> Content {
+    pub fn part(&self, skip: u32, length: u32) -> Content {
         match self {
             Content::Inline(bytes) if skip == 0 && length as usize == bytes.len() => Content::Inline(bytes.clone()),
             Content::Inline(bytes) => Content::Inline(Bytes::copy_from_slice(&bytes[skip as usize..(skip + length) as usize])),
             Content::Chunk { hash, offset } => Content::Chunk { hash: *hash, offset: offset + skip },
+            Content::Reserved => Content::Reserved,
         }
     }
 
@@ -82,11 +100,17 @@ impl Piece {
         match &self.content {
             Content::Inline(bytes) => digest.bytes(bytes).end(),
             Content::Chunk { hash, offset } => digest.word(u64::from(*offset)).bytes(&hash.0).end(),
+            Content::Reserved => digest.word(u64::MAX).end(),
         }
     }
 
     pub fn end(&self) -> u32 {
         self.start + self.length
+    }
+
+    /// Whether it holds space only: it reads as zeros.
+    pub fn is_reserved(&self) -> bool {
+        self.content == Content::Reserved
     }
 
     /// The part of the piece within `start..end`, which must overlap it.
@@ -120,6 +144,7 @@ impl Piece {
             {
                 Some(Piece::new(self.start, length, self.content.clone()))
             }
+            (Content::Reserved, Content::Reserved) => Some(Piece::new(self.start, length, Content::Reserved)),
             _ => None,
         }
     }
@@ -139,9 +164,19 @@ impl Slot {
         self.inline_bytes
     }
 
-    /// Units of 512 bytes, each piece rounded up.
+    /// Units of 512 bytes that it occupies. Rounded once, not by piece: a file without holes has as many however it was written.
     pub fn blocks(&self) -> u64 {
-        self.blocks
+        self.occupied.div_ceil(512)
+    }
+
+    /// What of it is reserved.
+    pub fn reserved(&self) -> Reservations {
+        self.reserved
+    }
+
+    /// Where the last piece ends that is more than reserved space; 0 if there is none.
+    pub fn content_end(&self) -> u32 {
+        self.pieces.iter().rev().find(|piece| !piece.is_reserved()).map_or(0, Piece::end)
     }
 
     /// Replaces `start..end` by the content, or by a hole.
@@ -169,6 +204,58 @@ impl Slot {
         }
     }
 
+    /// How many pieces there are at most after a splice of that range.
+    pub fn pieces_after(&self, start: u32, end: u32) -> usize {
+        let first = self.pieces.partition_point(|piece| piece.end() <= start);
+        let last = self.pieces.partition_point(|piece| piece.start < end);
+        let within = &self.pieces[first..last];
+        let before = within.first().is_some_and(|piece| piece.start < start);
+        let after = within.last().is_some_and(|piece| piece.end() > end);
+        self.pieces.len() - within.len() + usize::from(before) + 1 + usize::from(after)
+    }
+
+    /// The parts of `start..end` outside the pieces that are kept.
+    fn outside(&self, start: u32, end: u32, kept: impl Fn(&Piece) -> bool) -> Vec<(u32, u32)> {
+        let (mut parts, mut at) = (Vec::new(), start);
+        let first = self.pieces.partition_point(|piece| piece.end() <= start);
+        for piece in self.pieces[first..].iter().take_while(|piece| piece.start < end).filter(|piece| kept(piece)) {
+            if piece.start > at {
+                parts.push((at, piece.start));
+            }
+            at = piece.end();
+        }
+        if at < end {
+            parts.push((at, end));
+        }
+        parts
+    }
+
+    /// Makes `start..end` read as zeros: what is reserved there stays so, the rest becomes a hole.
+    pub fn zero(&mut self, start: u32, end: u32, references: &mut References) {
+        for (start, end) in self.outside(start, end, Piece::is_reserved) {
+            self.splice(start, end, None, references);
+        }
+    }
+
+    /// Reserves what of `start..end` is a hole.
+    pub fn reserve(&mut self, start: u32, end: u32, references: &mut References) {
+        for (start, end) in self.outside(start, end, |_| true) {
+            self.splice(start, end, Some(Content::Reserved), references);
+        }
+    }
+
+    /// Reserved runs that a fold leaves in place, so that its result is bounded: all while they are few, else those that are too long
+    /// for one small write. What lies beyond `end`, the end of the file, no fold can name.
+    pub fn kept_by_folds(&self, end: u32) -> impl Iterator<Item = (u32, u32)> {
+        let few = self.reserved.pieces <= limits::FOLD_RESERVATIONS_MAX;
+        let keep = move |piece: &&Piece| few || piece.length as usize >= limits::INLINE_WRITE_BYTES_MAX;
+        let reserved = self.pieces.iter().filter(|piece| piece.is_reserved());
+        reserved.filter(move |piece| keep(piece) || piece.end() > end).map(move |piece| {
+            let start = if keep(&piece) { piece.start } else { piece.start.max(end) };
+            (start, piece.end())
+        })
+    }
+
     /// Takes all references back, before the slot goes.
     pub fn unreference(&self, references: &mut References) {
         for piece in &self.pieces {
@@ -179,14 +266,16 @@ impl Slot {
     }
 
     fn count(&mut self, piece: &Piece, comes: bool, references: &mut References) {
-        let (sign, blocks) = (if comes { 1 } else { -1 }, u64::from(piece.length).div_ceil(512));
+        let sign = if comes { 1 } else { -1 };
         if comes {
             self.inline_bytes += piece.inline_bytes();
-            self.blocks += blocks;
+            self.occupied += u64::from(piece.length);
+            self.reserved.add(piece);
             self.digest = self.digest.wrapping_add(piece.digest);
         } else {
             self.inline_bytes -= piece.inline_bytes();
-            self.blocks -= blocks;
+            self.occupied -= u64::from(piece.length);
+            self.reserved.subtract(piece);
             self.digest = self.digest.wrapping_sub(piece.digest);
         }
         if let Content::Chunk { hash, .. } = piece.content {
@@ -196,11 +285,12 @@ impl Slot {
 
     /// Computes the sums anew, after the slot came without them from a snapshot.
     pub fn restore_sums(&mut self) {
-        (self.inline_bytes, self.blocks, self.digest) = (0, 0, 0);
+        (self.inline_bytes, self.occupied, self.reserved, self.digest) = (0, 0, Reservations::default(), 0);
         for piece in &mut self.pieces {
             piece.digest = piece.computed_digest();
             self.inline_bytes += piece.inline_bytes();
-            self.blocks += u64::from(piece.length).div_ceil(512);
+            self.occupied += u64::from(piece.length);
+            self.reserved.add(piece);
             self.digest = self.digest.wrapping_add(piece.digest);
         }
     }
@@ -213,6 +303,7 @@ impl Slot {
                 && match &piece.content {
                     Content::Inline(bytes) => bytes.len() == piece.length as usize,
                     Content::Chunk { offset, .. } => u64::from(*offset) + u64::from(piece.length) <= limits::CHUNK_BYTES_MAX as u64,
+                    Content::Reserved => true,
                 }
         };
         self.pieces.len() <= limits::SLOT_EXTENTS_MAX
@@ -228,6 +319,24 @@ impl Slot {
     pub fn weight(&self) -> u64 {
         const RECORD: u64 = 128;
         RECORD + (self.pieces.len() * (size_of::<Piece>() + 8)) as u64 + self.inline_bytes
+    }
+}
+
+impl Reservations {
+    fn add(&mut self, piece: &Piece) {
+        if piece.is_reserved() {
+            self.bytes += u64::from(piece.length);
+            self.charge += reservation_charge(u64::from(piece.length));
+            self.pieces += 1;
+        }
+    }
+
+    fn subtract(&mut self, piece: &Piece) {
+        if piece.is_reserved() {
+            self.bytes -= u64::from(piece.length);
+            self.charge -= reservation_charge(u64::from(piece.length));
+            self.pieces -= 1;
+        }
     }
 }
 
@@ -247,15 +356,31 @@ mod tests {
             for _ in 0..60 {
                 let start = random.below(599) as u32;
                 let end = start + 1 + random.below(u64::from((600 - start).min(100))) as u32;
-                let fill = random.below(4) as u8;
+                let fill = random.below(7) as u8;
                 let content = match fill {
                     0 => None,
+                    4 => Some(Content::Reserved),
+                    5 => {
+                        slot.zero(start, end, &mut references);
+                        let range = &mut model[start as usize..end as usize];
+                        range.iter_mut().filter(|byte| **byte != Some((4, 0))).for_each(|byte| *byte = None);
+                        assert!(slot.is_well_formed());
+                        continue;
+                    }
+                    6 => {
+                        slot.reserve(start, end, &mut references);
+                        model[start as usize..end as usize].iter_mut().for_each(|byte| *byte = byte.or(Some((4, 0))));
+                        assert!(slot.is_well_formed());
+                        continue;
+                    }
                     1 => Some(Content::Inline((start..end).map(|at| at as u8).collect::<Vec<_>>().into())),
                     _ => Some(Content::Chunk { hash: ChunkHash([fill; 32]), offset: start }),
                 };
+                let most = slot.pieces_after(start, end);
                 slot.splice(start, end, content, &mut references);
+                assert!(slot.pieces().len() <= most);
                 for at in start..end {
-                    model[at as usize] = (fill > 0).then_some((fill, at));
+                    model[at as usize] = (fill > 0).then_some((fill, if fill == 4 { 0 } else { at }));
                 }
                 assert!(slot.is_well_formed());
             }
@@ -270,6 +395,7 @@ mod tests {
                             (1, at)
                         }
                         Content::Chunk { hash, offset } => (hash.0[0], offset + index),
+                        Content::Reserved => (4, 0),
                     });
                 }
                 if let Content::Chunk { hash, .. } = piece.content {

@@ -41,8 +41,12 @@ pub(super) fn check(namespace: &Namespace) {
                 let Some(Body::File(file)) = namespace.body(ino) else { panic!("a slot outside a file") };
                 assert!(!slot.pieces().is_empty() && slot.is_well_formed(), "a stored slot is well formed and not empty");
                 assert!(slot.version <= file.layout && slot.born <= slot.version, "versions come from the file's counter");
-                let end = index * limits::SLOT_BYTES + u64::from(slot.pieces().last().map_or(0, |piece| piece.end()));
-                assert!(end <= file.size || file.hides(index, slot.born) || namespace.is_orphan(ino), "content beyond the end");
+                // Only reserved space may lie beyond the end.
+                let end = index * limits::SLOT_BYTES + u64::from(slot.content_end());
+                assert!(
+                    slot.content_end() == 0 || end <= file.size || file.hides(index, slot.born) || namespace.is_orphan(ino),
+                    "content beyond the end"
+                );
                 let mut fresh = slot.clone();
                 fresh.restore_sums();
                 assert_eq!(fresh, slot, "sums of a slot");

@@ -16,6 +16,7 @@ mod inode;
 mod invariants;
 mod locks;
 mod query;
+mod seek;
 mod session;
 mod snapshot;
 mod store;
@@ -44,7 +45,7 @@ pub use session::{Session, SessionState};
 pub use snapshot::SnapshotLoader;
 pub use store::Usage;
 
-use content::{HowWritten, SlotAt};
+use content::{CopyRange, HowWritten, SlotAt};
 use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
@@ -170,6 +171,11 @@ impl Namespace {
             Op::Yield { ino } => self.yield_writer(session, *ino),
             Op::Reserve { bytes } => self.reserve(session, *bytes),
             Op::SetLock { ino, lock } => self.set_lock(session, *ino, lock),
+            Op::Allocate { ino, range, mode, kill_privileges } => self.allocate(*ino, *range, *mode, *kill_privileges, now),
+            Op::Copy { from, from_offset, to, to_offset, length, kill_privileges } => {
+                let range = CopyRange { from: *from, from_offset: *from_offset, to: *to, to_offset: *to_offset, length: *length };
+                self.copy(range, *kill_privileges, now)
+            }
             Op::SetXattr { ino, name, value, condition, drop_setgid } => {
                 self.set_xattr(*ino, NewXattr { name, value, condition: *condition, drop_setgid: *drop_setgid }, now)
             }

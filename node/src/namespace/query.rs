@@ -48,6 +48,7 @@ impl Namespace {
             },
             Query::ReadDirectory { ino, after, limit } => self.read_directory(*ino, *after, *limit),
             Query::Extents { ino, range, known } => self.extents(*ino, *range, *known),
+            Query::Seek { ino, offset, what } => self.seek(*ino, *offset, *what),
             Query::Xattr { ino, name } => self.xattr(*ino, name),
             Query::Xattrs { ino } => self.xattrs(*ino),
             Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
@@ -141,7 +142,7 @@ impl Namespace {
             if slot.gains_by_folding() {
                 layout.fold.push((index, slot.version));
             }
-            for piece in slot.pieces() {
+            for piece in slot.pieces().iter().filter(|piece| !piece.is_reserved()) {
                 let wanted = (base + u64::from(piece.start)).max(range.offset)..(base + u64::from(piece.end())).min(end);
                 if wanted.is_empty() {
                     continue;
@@ -175,6 +176,7 @@ impl Namespace {
                 }
                 Source::Chunk { hash: *hash, offset: offset + skip }
             }
+            Content::Reserved => Source::Hole,
         };
         layout.extents.push(Extent { offset: layout.at, length, source });
         layout.at = end;
@@ -192,8 +194,10 @@ impl Layout {
 
 impl Slot {
     fn gains_by_folding(&self) -> bool {
-        let end = self.pieces().last().map_or(0, |piece| u64::from(piece.end()));
-        let rest = (end / limits::FOLD_INLINE_SHARE).max(limits::INLINE_REST_BYTES_MAX as u64);
-        self.pieces().len() > limits::FOLD_EXTENTS_MIN || self.inline_bytes() > rest
+        let end = self.content_end();
+        let rest = (u64::from(end) / limits::FOLD_INLINE_SHARE).max(limits::INLINE_REST_BYTES_MAX as u64);
+        // Between reserved runs that stay there are as many others, however often it is folded.
+        let left = 2 * self.kept_by_folds(end).count();
+        self.pieces().len() > limits::FOLD_EXTENTS_MIN + left || self.inline_bytes() > rest
     }
 }

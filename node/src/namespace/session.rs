@@ -72,6 +72,7 @@ impl Outcome {
             Ok(Replied::Acquired { granted, attributes }) => with_attributes(digest.word(5).word(u64::from(*granted)), attributes),
             Ok(Replied::Reserved { bytes }) => digest.word(6).word(*bytes).end(),
             Ok(Replied::Lock(grant)) => digest.word(7).word(*grant as u64).end(),
+            Ok(Replied::Ranged { done, inline, attributes }) => with_attributes(digest.word(8).word(*done).word(*inline), attributes),
         }
     }
 }

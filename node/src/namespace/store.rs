@@ -66,7 +66,7 @@ pub struct Usage {
     /// Bytes of all referenced chunks, once each.
     pub referenced_bytes: u64,
     pub referenced_chunks: u64,
-    /// Memory that one copy of all referenced chunks is charged for on nodes.
+    /// Memory that one copy of all referenced chunks is charged for on nodes, and what files have reserved for chunks to come.
     pub charged_bytes: u64,
     /// Memory that all records take, about; inline content included.
     pub namespace_bytes: u64,
@@ -158,7 +158,7 @@ impl Record {
         let mut usage = Usage { namespace_bytes: self.weight(key), ..Usage::default() };
         match self {
             Record::Inode(_) => usage.inodes = 1,
-            Record::Slot(slot) => usage.inline_bytes = slot.inline_bytes(),
+            Record::Slot(slot) => (usage.inline_bytes, usage.charged_bytes) = (slot.inline_bytes(), slot.reserved().charge),
             Record::Chunk(chunk) => {
                 let length = u64::from(chunk.length);
                 (usage.referenced_chunks, usage.referenced_bytes, usage.charged_bytes) = (1, length, chunk_charge(length));

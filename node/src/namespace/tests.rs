@@ -9,6 +9,8 @@ use dfs::wire::namespace::*;
 
 use super::*;
 
+mod space;
+
 const SESSION: SessionId = SessionId(7);
 
 /// A namespace with two storage nodes and a session, and the log that made it.

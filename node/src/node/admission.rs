@@ -362,9 +362,10 @@ impl Node {
             grants.extend(if had { self.grant(session, directory, Rights::NAMES) } else { None });
         }
         let shown = match replied {
-            Replied::Entry { attributes, .. } | Replied::Attributes(attributes) | Replied::Written { attributes, .. } => {
-                Some(attributes.ino)
-            }
+            Replied::Entry { attributes, .. }
+            | Replied::Attributes(attributes)
+            | Replied::Written { attributes, .. }
+            | Replied::Ranged { attributes, .. } => Some(attributes.ino),
             Replied::Acquired { attributes, granted: true } => Some(attributes.ino),
             _ => None,
         };

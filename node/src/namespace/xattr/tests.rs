@@ -1,7 +1,7 @@
 //! Extended attributes and ACLs, rule by rule.
 
-use dfs::types::{Attributes, Name, ROOT};
-use dfs::wire::namespace::{Op, Patch, Query, SetAttributes, Source, WriteAt};
+use dfs::types::{Attributes, ByteRange, Name, ROOT};
+use dfs::wire::namespace::{AllocateMode, Op, Patch, Query, SetAttributes, Source, WriteAt};
 
 use super::*;
 use crate::namespace::acl::bytes_for_test;
@@ -260,6 +260,19 @@ fn changed_content_takes_capabilities_away() {
         set_again(&mut world);
         world.op(Op::SetAttributes { ino, set: change }).unwrap();
         assert_eq!(value(&world, ino, name), Err(Status::NoData));
+    }
+    let range = ByteRange { offset: 0, length: 10 };
+    let other = file(&mut world, "b");
+    let keep_size = false;
+    let changes = [
+        Op::Allocate { ino, range, mode: AllocateMode::Zero { keep_size }, kill_privileges: false },
+        Op::Copy { from: ino, from_offset: 0, to: other, to_offset: 0, length: 10, kill_privileges: false },
+        Op::Copy { from: other, from_offset: 0, to: ino, to_offset: 0, length: 10, kill_privileges: false },
+    ];
+    for (change, keeps) in changes.into_iter().zip([false, true, false]) {
+        set_again(&mut world);
+        world.op(change).unwrap();
+        assert_eq!(value(&world, ino, name).is_ok(), keeps);
     }
     set_again(&mut world);
     chmod(&mut world, ino, 0o755);
