@@ -33,7 +33,18 @@ impl World {
 
     fn create(&mut self, parent: InodeId, text: &str, kind: NewKind) -> Result<InodeId, Status> {
         let name = Name::new(text)?;
-        match self.op(Op::Create { parent, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, write: false })? {
+        match self.op(Op::Create {
+            parent,
+            name,
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            exclusive: true,
+            hold: false,
+            write: false,
+            umask: 0,
+        })? {
             Replied::Entry { attributes, .. } => Ok(attributes.ino),
             _ => Err(Status::Internal),
         }

@@ -18,5 +18,6 @@ pub mod status;
 pub mod time;
 pub mod types;
 pub mod wire;
+pub mod xattr;
 
 pub use client::Client;

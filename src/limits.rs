@@ -8,6 +8,16 @@ pub const PROTOCOL_VERSION: u16 = 1;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest symbolic link target.
 pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Longest name of an extended attribute, and its longest value.
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// All names of one inode, each with a terminating NUL, as listxattr(2) gives them.
+pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
+/// Most extended attributes of one inode, and most bytes of their names and values.
+pub const XATTRS_PER_INODE_MAX: usize = 1000;
+pub const XATTR_INODE_BYTES_MAX: usize = 1 << 20;
+/// Largest POSIX ACL: the kernel reads them into one page.
+pub const ACL_BYTES_MAX: usize = 4096;
 /// Largest file: what a signed 64-bit offset less a slot can express.
 pub const FILE_BYTES_MAX: u64 = (1 << 62) - 1;
 /// Most links of one inode.
@@ -348,6 +358,8 @@ const _: () = assert!(FOLD_EXTENTS_MIN < SLOT_EXTENTS_MAX && SLOT_EXTENTS_MAX <=
 const _: () = assert!(SLOT_BYTES / FOLD_INLINE_SHARE >= INLINE_WRITE_BYTES_MAX as u64);
 const _: () = assert!(INLINE_REST_BYTES_MAX <= INLINE_WRITE_BYTES_MAX);
 const _: () = assert!(WRITE_PATCHES_MAX <= COMMAND_VISITS_MAX);
+const _: () = assert!(XATTRS_PER_INODE_MAX <= COMMAND_VISITS_MAX && XATTR_VALUE_BYTES_MAX < XATTR_INODE_BYTES_MAX);
+const _: () = assert!(4 * XATTR_VALUE_BYTES_MAX < RECORD_BYTES_MAX && 4 * XATTR_LIST_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
 const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);

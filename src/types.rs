@@ -9,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::status::Status;
+use crate::xattr::XattrFlags;
 
 macro_rules! id_u64 {
     ($(#[$doc:meta])* $name:ident) => {
@@ -186,6 +187,8 @@ pub struct Attributes {
     pub data_version: u64,
     /// A directory's parent (the root's is the root itself); meaningless for other kinds.
     pub parent: InodeId,
+    /// Which extended attributes there are.
+    pub xattrs: XattrFlags,
 }
 
 /// A file name: any bytes but NUL and `/`, 1 to 255 of them. Checked by [`Name::new`] and again after decoding.

@@ -77,8 +77,18 @@ impl Cluster {
         self.names += 1;
         let text = format!("file{}", self.names);
         let kind = NewKind::File;
-        let op =
-            Op::Create { parent: ROOT, name: name(&text), kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: true, write: false };
+        let op = Op::Create {
+            parent: ROOT,
+            name: name(&text),
+            kind,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            exclusive: true,
+            hold: true,
+            write: false,
+            umask: 0,
+        };
         match self.try_call(client, Call::Op(op)) {
             Reply::Replied(Replied::Entry { attributes, .. }) => (attributes.ino, text),
             other => panic!("create answered {other:?}"),
@@ -278,6 +288,7 @@ fn what_own_work_costs_with_caches() {
         exclusive: true,
         hold: false,
         write: false,
+        umask: 0,
     };
     let Reply::Replied(Replied::Entry { attributes, .. }) = cluster.try_call(client, Call::Op(make)) else { panic!() };
     let directory = attributes.ino;
@@ -285,8 +296,18 @@ fn what_own_work_costs_with_caches() {
     assert_eq!(cluster.cost(client, std::slice::from_ref(&lookup)), (0, 0), "a new directory is empty");
     let before = cluster.counters(client);
     let kind = NewKind::File;
-    let op =
-        Op::Create { parent: directory, name: name("file"), kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: true, write: false };
+    let op = Op::Create {
+        parent: directory,
+        name: name("file"),
+        kind,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        exclusive: true,
+        hold: true,
+        write: false,
+        umask: 0,
+    };
     let Reply::Replied(Replied::Entry { attributes, .. }) = cluster.try_call(client, Call::Op(op)) else { panic!() };
     let ino = attributes.ino;
     cluster.write(client, ino, 0, &content(1, 4096));

@@ -20,6 +20,7 @@ const DRIVERS: &[&str] = &[
     "node/src/event_loop.rs",
     "node/src/main.rs",
     "mount/src/args.rs",
+    "mount/src/caller.rs",
     "mount/src/daemonize.rs",
     "mount/src/embedded.rs",
     "mount/src/errno.rs",

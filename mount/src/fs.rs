@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use dfs::client;
+use dfs::client::{self, Invalidation};
 use dfs::link::{LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
@@ -246,7 +246,10 @@ impl Fs {
                 match output {
                     client::Output::Link(action) => self.on_action(action),
                     client::Output::Invalidate { id, what } => {
-                        self.translator.on_change();
+                        let (Invalidation::Inode { ino }
+                        | Invalidation::Name { directory: ino, .. }
+                        | Invalidation::Names { directory: ino }) = &what;
+                        self.translator.on_foreign_change(*ino);
                         let translator = &self.translator;
                         self.keeper.on_invalidate(now, id, what, |ino| translator.known(ino));
                     }

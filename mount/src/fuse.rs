@@ -1,7 +1,7 @@
 //! The FUSE shell: decodes requests, hands them with their reply objects to the loop thread, and sends the replies from there.
 //!
 //! Owns nothing of the file system. A FUSE thread only waits when the queue to the loop thread, or the allowance of unanswered requests, is
-//! full; what needs no state (extended attributes, ...) is answered at once.
+//! full; what needs no state is answered at once.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,11 +16,13 @@ use dfs::limits;
 use dfs::locks::{LockMode, LockRange};
 use dfs::types::{ByteRange, InodeId};
 use dfs::wire::namespace::{LockWait, NewKind, RenameMode, SetAttributes, SetLock, Sought, Space};
+use dfs::xattr::{TRUSTED_PREFIX, XattrCondition};
 use fuser::*;
 
+use crate::caller::Caller;
 use crate::errno::{allocate_mode, errno, file_attributes, file_type, inode, new_kind, permissions, set_time, timestamp_of_request};
 use crate::lock_request;
-use crate::requests::{Content, Context, Handle, Keep, Listing, OpenMode, Reply, Request as Asked, WriteKind};
+use crate::requests::{Content, Context, Handle, Keep, Listing, NewXattr, OpenMode, Reply, Request as Asked, WriteKind};
 use crate::server::Input;
 
 /// Inode numbers are never reused.
@@ -36,7 +38,10 @@ pub enum Slot {
     Data(ReplyData),
     Entry(ReplyEntry),
     Attributes(ReplyAttr),
-    Open { slot: ReplyOpen, directory: bool },
+    Open {
+        slot: ReplyOpen,
+        directory: bool,
+    },
     Create(ReplyCreate),
     Write(ReplyWrite),
     Space(ReplyStatfs),
@@ -44,6 +49,9 @@ pub enum Slot {
     DirectoryPlus(ReplyDirectoryPlus),
     Lock(ReplyLock),
     Seek(ReplyLseek),
+    /// With the size of the caller's buffer; 0 asks for the length.
+    Xattr(ReplyXattr, u32),
+    Xattrs(ReplyXattr, u32, Caller),
 }
 
 impl Slot {
@@ -74,6 +82,8 @@ impl Slot {
             (Slot::DirectoryPlus(slot), Reply::Listing(listing)) => return send_listing_plus(slot, listing, &keep.lines),
             (Slot::Lock(slot), Reply::Lock(found)) => send_lock(slot, *found),
             (Slot::Seek(slot), Reply::Sought(offset)) => slot.offset(*offset as i64),
+            (Slot::Xattr(slot, size), Reply::Xattr(value)) => send_sized(slot, size, value),
+            (Slot::Xattrs(slot, size, caller), Reply::Xattrs(names)) => send_sized(slot, size, &visible(names, caller)),
             (slot, Reply::Error(status)) => slot.fail(errno(*status)),
             (slot, _) => slot.fail(Errno::EIO),
         }
@@ -94,6 +104,7 @@ impl Slot {
             Slot::DirectoryPlus(slot) => slot.error(errno),
             Slot::Lock(slot) => slot.error(errno),
             Slot::Seek(slot) => slot.error(errno),
+            Slot::Xattr(slot, _) | Slot::Xattrs(slot, ..) => slot.error(errno),
         }
     }
 }
@@ -142,6 +153,24 @@ fn send_lock(slot: ReplyLock, found: Option<(LockRange, LockMode, u32)>) {
         Some((range, mode, pid)) => slot.locked(range.first, range.last, lock_request::number_of(Some(mode)), pid),
         None => slot.locked(0, 0, lock_request::number_of(None), 0),
     }
+}
+
+/// A value for a buffer of that size, or its length if that is 0.
+fn send_sized(slot: ReplyXattr, size: u32, value: &[u8]) {
+    match size as usize {
+        0 => slot.size(value.len() as u32),
+        size if size < value.len() => slot.error(Errno::ERANGE),
+        _ => slot.data(value),
+    }
+}
+
+/// The names that the caller may see. Others that it may not read are shown on local file systems too.
+fn visible(names: &Bytes, caller: Caller) -> Bytes {
+    let names_of = || names.split_inclusive(|&byte| byte == 0);
+    if !names_of().any(|name| name.starts_with(TRUSTED_PREFIX)) || caller.sees_trusted() {
+        return names.clone();
+    }
+    names_of().filter(|name| !name.starts_with(TRUSTED_PREFIX)).flatten().copied().collect()
 }
 
 fn send_listing(mut slot: ReplyDirectory, listing: &Listing) -> usize {
@@ -247,7 +276,7 @@ impl Shell {
 }
 
 /// What is asked of the kernel, where it has it; each flag on its own, so that an older kernel without one still serves.
-const CAPABILITIES: [InitFlags; 14] = [
+const CAPABILITIES: [InitFlags; 16] = [
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_READ,
@@ -262,6 +291,9 @@ const CAPABILITIES: [InitFlags; 14] = [
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
+    // With the umask left to the namespace, which knows whether a default ACL stands in for it.
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 #[allow(unused_variables)]
@@ -322,8 +354,10 @@ impl Filesystem for Shell {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             ctime: ctime.map(|time| dfs::wire::namespace::SetTime::At(timestamp_of_request(time))),
-            // Without FUSE_HANDLE_KILLPRIV the kernel itself sends the mode that chown and truncate leave.
+            // Without FUSE_HANDLE_KILLPRIV the kernel itself sends the mode that chown and truncate leave, but for one case: see the
+            // translator.
             kill_privileges: false,
+            kill_setgid: false,
         };
         self.ask(req, Asked::SetAttributes { ino: inode(ino), set }, Slot::Attributes(reply));
     }
@@ -332,19 +366,18 @@ impl Filesystem for Shell {
         self.ask(req, Asked::ReadLink { ino: inode(ino) }, Slot::Data(reply));
     }
 
-    // The umask has been applied by the kernel, which is not asked for FUSE_DONT_MASK.
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let Some(kind) = new_kind(mode, rdev) else { return reply.error(Errno::EINVAL) };
-        self.ask(req, make(parent, name, kind, mode), Slot::Entry(reply));
+        self.ask(req, make(parent, name, kind, mode, umask), Slot::Entry(reply));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.ask(req, make(parent, name, NewKind::Directory, mode), Slot::Entry(reply));
+        self.ask(req, make(parent, name, NewKind::Directory, mode, umask), Slot::Entry(reply));
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
         let kind = NewKind::Symlink { target: bytes_of(target.as_os_str()) };
-        self.ask(req, make(parent, link_name, kind, 0o777), Slot::Entry(reply));
+        self.ask(req, make(parent, link_name, kind, 0o777, 0), Slot::Entry(reply));
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -386,8 +419,9 @@ impl Filesystem for Shell {
     }
 
     fn create(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate) {
-        let (parent, name, permissions) = (inode(parent), bytes_of(name), permissions(mode));
-        self.ask(req, Asked::Create { parent, name, permissions, mode: OpenMode::of(flags) }, Slot::Create(reply));
+        let (parent, name, umask) = (inode(parent), bytes_of(name), permissions(umask));
+        let request = Asked::Create { parent, name, permissions: permissions(mode), umask, mode: OpenMode::of(flags) };
+        self.ask(req, request, Slot::Create(reply));
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -525,25 +559,27 @@ impl Filesystem for Shell {
         self.ask(req, Asked::Space, Slot::Space(reply));
     }
 
+    fn setxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, position: u32, reply: ReplyEmpty) {
+        let condition = XattrCondition { create: flags & libc::XATTR_CREATE != 0, replace: flags & libc::XATTR_REPLACE != 0 };
+        let permit = Permit::take(&self.allowance, value.len());
+        let new = NewXattr { name: bytes_of(name), value: Bytes::copy_from_slice(value), condition };
+        self.ask_with(permit, req, Asked::SetXattr { ino: inode(ino), new }, Slot::Empty(reply));
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.ask(req, Asked::Xattr { ino: inode(ino), name: bytes_of(name), size }, Slot::Xattr(reply, size));
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.ask(req, Asked::Xattrs { ino: inode(ino) }, Slot::Xattrs(reply, size, caller(req)));
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.ask(req, Asked::RemoveXattr { ino: inode(ino), name: bytes_of(name) }, Slot::Empty(reply));
+    }
+
     // From here on: what is answered without the cluster. The kernel remembers ENOSYS and asks no more; to programs it says what belongs
-    // there: EOPNOTSUPP for extended attributes, ENOTTY for ioctl.
-
-    fn setxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, value: &[u8], flags: i32, position: u32, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
+    // there: ENOTTY for ioctl.
     fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
     }
@@ -612,6 +648,10 @@ fn bytes_of(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
 
-fn make(parent: INodeNo, name: &OsStr, kind: NewKind, mode: u32) -> Asked {
-    Asked::Make { parent: InodeId(parent.0), name: bytes_of(name), kind, mode: permissions(mode) }
+fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+fn make(parent: INodeNo, name: &OsStr, kind: NewKind, mode: u32, umask: u32) -> Asked {
+    Asked::Make { parent: InodeId(parent.0), name: bytes_of(name), kind, mode: permissions(mode), umask: permissions(umask) }
 }

@@ -234,6 +234,11 @@ impl<W> Handles<W> {
         self.known.get(&ino).copied().unwrap_or(0)
     }
 
+    /// How many inodes it knows.
+    pub fn known_inodes(&self) -> usize {
+        self.known.len()
+    }
+
     /// Panics if the tables contradict each other; O(n), for tests and simulation.
     pub fn check_invariants(&self) {
         for ino in self.files.values() {

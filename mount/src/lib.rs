@@ -3,6 +3,7 @@
 //! The file system itself ([`fs::Fs`]) is a pure core; everything that names FUSE, threads, processes or mounts stands around it.
 
 pub mod args;
+pub mod caller;
 pub mod daemonize;
 pub mod embedded;
 pub mod errno;

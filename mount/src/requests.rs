@@ -10,6 +10,7 @@ use dfs::locks::{LockMode, LockRange};
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, InodeId};
 use dfs::wire::namespace::{AllocateMode, DirectoryEntry, NewKind, RenameMode, SetAttributes, SetLock, Sought, Space};
+use dfs::xattr::XattrCondition;
 
 /// Who asks, as the kernel tells it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +81,7 @@ pub enum Request {
         name: Vec<u8>,
         kind: NewKind,
         mode: u16,
+        umask: u16,
     },
     Unlink {
         parent: InodeId,
@@ -109,6 +111,7 @@ pub enum Request {
         parent: InodeId,
         name: Vec<u8>,
         permissions: u16,
+        umask: u16,
         mode: OpenMode,
     },
     Read {
@@ -183,6 +186,31 @@ pub enum Request {
         to_offset: u64,
         length: u64,
     },
+    /// Value of an extended attribute, for a buffer of that size; 0 asks for its length.
+    Xattr {
+        ino: InodeId,
+        name: Vec<u8>,
+        size: u32,
+    },
+    Xattrs {
+        ino: InodeId,
+    },
+    SetXattr {
+        ino: InodeId,
+        new: NewXattr,
+    },
+    RemoveXattr {
+        ino: InodeId,
+        name: Vec<u8>,
+    },
+}
+
+/// An extended attribute to be set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewXattr {
+    pub name: Vec<u8>,
+    pub value: Bytes,
+    pub condition: XattrCondition,
 }
 
 /// The answer to one request.
@@ -205,6 +233,9 @@ pub enum Reply {
     Lock(Option<(LockRange, LockMode, u32)>),
     /// Where the data or hole is.
     Sought(u64),
+    Xattr(Bytes),
+    /// Names, each with a NUL behind it.
+    Xattrs(Bytes),
 }
 
 /// What the kernel may keep of a reply without asking again. Nothing by default.

@@ -21,6 +21,7 @@ use dfs::types::{Address, ROOT, SessionId};
 use dfs::wire::namespace::Query;
 
 use crate::args::{Args, Cluster, Refusal};
+use crate::caller::Caller;
 use crate::daemonize::{self, Side};
 use crate::embedded::Embedded;
 use crate::fs::Fs;
@@ -29,7 +30,7 @@ use crate::mounting::{self, Mount, Unmounted};
 use crate::notifier::Notifier;
 use crate::server::{Input, OwnResult, Server};
 use crate::signals::{self, Signal, Signals};
-use crate::translate::Options;
+use crate::translate::{KeepsSetgid, Options};
 use crate::waiters::Watch;
 
 /// Time that ending the session may take; `umount` promises that the process is gone within 2 s.
@@ -125,7 +126,8 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
 }
 
 fn start_server(args: &Args, nodes: &[Address], alive: Sender<()>) -> Result<(driver::Handle<Input>, JoinHandle<()>), String> {
-    let options = Options { read_only: args.options.read_only, relaxed: args.options.relaxed };
+    let keeps_setgid = KeepsSetgid(|context, group| Caller::from(*context).keeps_setgid(group));
+    let options = Options { read_only: args.options.read_only, keeps_setgid, relaxed: args.options.relaxed };
     let mut random = Random::new(system_seed().map_err(|error| format!("the system gives no random numbers: {error}"))?);
     let mut config = client::Config::new(nodes.to_vec(), SessionId(random.next_id()));
     config.op_timeout = args.op_timeout;

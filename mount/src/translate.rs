@@ -19,6 +19,8 @@ use dfs::wire::namespace::{Answer, NewKind, Op, Query, Replied, SetAttributes, W
 use crate::handles::{Handles, Opening};
 use crate::requests::{Context, Handle, Listing, OpenMode, POSITION_SHIFT, Reply, Request, WriteKind};
 
+mod xattr;
+
 /// How this mount behaves.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -26,6 +28,18 @@ pub struct Options {
     pub read_only: bool,
     /// Names and attributes may be this old.
     pub relaxed: Duration,
+    pub keeps_setgid: KeepsSetgid,
+}
+
+/// Whether who asks may leave setgid on files of a group. What FUSE tells of a process does not suffice; it is asked only about files with
+/// setgid.
+#[derive(Clone, Copy, Debug)]
+pub struct KeepsSetgid(pub fn(&Context, u32) -> bool);
+
+impl Default for KeepsSetgid {
+    fn default() -> Self {
+        KeepsSetgid(|context, group| context.uid == 0 || context.gid == group)
+    }
 }
 
 /// What the translator wants done.
@@ -49,6 +63,7 @@ enum Shape {
     Target,
     Bytes,
     Space,
+    Xattr,
     Done,
     Lock,
     /// Of fallocate's kin, see `space`.
@@ -59,8 +74,8 @@ enum Shape {
 #[derive(Debug)]
 struct Opener {
     token: u64,
-    /// Truncate before answering; the value tells whether setuid and setgid go.
-    truncate: Option<bool>,
+    /// Truncate before answering, in whose name.
+    truncate: Option<Context>,
     /// The request was Create; the attributes that it found.
     created: Option<Attributes>,
 }
@@ -83,7 +98,7 @@ enum Step {
     },
     Create {
         token: u64,
-        truncate: Option<bool>,
+        truncate: Option<Context>,
     },
     Hold {
         ino: InodeId,
@@ -96,8 +111,8 @@ enum Step {
         ino: InodeId,
         sequence: u64,
     },
-    /// A hold for a directory stream, or taken again by a new session; its failure shows when the inode is used.
-    HoldUnawaited,
+    /// A hold for a directory stream, or taken again by a new session; its failure shows when the inode is used. Or setgid taken away.
+    Unawaited,
     List {
         token: u64,
         handle: Handle,
@@ -119,6 +134,7 @@ pub struct Translator {
     locks: locks::HandleLocks,
     steps: BTreeMap<u64, Step>,
     next_step: u64,
+    xattrs: xattr::Known,
     effects: VecDeque<Effect>,
     /// Grows whenever something may have changed, here or elsewhere: attributes that were fetched before are not shown again.
     changes: u64,
@@ -127,8 +143,16 @@ pub struct Translator {
 impl Translator {
     /// Nothing open, nothing in flight.
     pub fn new(options: Options) -> Self {
-        let (handles, locks) = (Handles::default(), locks::HandleLocks::default());
-        Translator { options, handles, locks, steps: BTreeMap::new(), next_step: 1, effects: VecDeque::new(), changes: 0 }
+        Translator {
+            options,
+            handles: Handles::default(),
+            locks: locks::HandleLocks::default(),
+            steps: BTreeMap::new(),
+            next_step: 1,
+            xattrs: xattr::Known::default(),
+            effects: VecDeque::new(),
+            changes: 0,
+        }
     }
 
     /// Takes a request; `token` comes back with its reply.
@@ -142,6 +166,9 @@ impl Translator {
     pub fn on_done(&mut self, step: u64, result: Result<client::Reply, Status>) {
         let Some(step) = self.steps.remove(&step) else { return };
         self.changes += u64::from(!matches!(result, Ok(client::Reply::Answer(_))));
+        if let Ok(reply) = &result {
+            self.note_xattrs(reply);
+        }
         match step {
             Step::Answer { token, shape } => self.on_answer(token, shape, result),
             Step::Named { token, shape } => self.on_answer(token, shape, result.map_err(of_name)),
@@ -159,7 +186,7 @@ impl Translator {
             Step::Hold { ino } => self.on_hold(ino, result),
             Step::Truncate { ino, opener } => self.on_truncated(ino, opener, result),
             Step::Release { ino, sequence } => self.on_released(ino, sequence, result),
-            Step::HoldUnawaited | Step::Unlocked => {}
+            Step::Unawaited | Step::Unlocked => {}
             Step::Lock { token } => self.on_lock_set(token, result),
             Step::List { token, handle, offset, plus } => self.on_listed(token, handle, offset, plus, result),
         }
@@ -168,8 +195,10 @@ impl Translator {
     /// The kernel took the first `taken` lines of a listing.
     pub fn on_listing_taken(&mut self, listing: &Listing, taken: usize) {
         if listing.plus {
-            let inodes = listing.lines().take(taken).filter(|line| !line.dot).map(|line| line.attributes.ino);
-            inodes.for_each(|ino| self.handles.know(ino));
+            for line in listing.lines().take(taken).filter(|line| !line.dot) {
+                self.handles.know(line.attributes.ino);
+                self.xattrs.note(&line.attributes);
+            }
         }
     }
 
@@ -180,7 +209,17 @@ impl Translator {
 
     /// The kernel forgot an inode `count` times. True: it has dropped it.
     pub fn on_forget(&mut self, ino: InodeId, count: u64) -> bool {
-        self.handles.forget(ino, count)
+        let gone = self.handles.forget(ino, count);
+        if gone {
+            self.xattrs.forget(ino);
+        }
+        gone
+    }
+
+    /// Somebody else changes the inode.
+    pub fn on_foreign_change(&mut self, ino: InodeId) {
+        self.on_change();
+        self.xattrs.forget(ino);
     }
 
     /// Somebody else may have changed something.
@@ -202,7 +241,7 @@ impl Translator {
     pub fn on_session_lost(&mut self) {
         self.on_change();
         for (ino, sequence) in self.handles.hold_again() {
-            self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
+            self.call(Step::Unawaited, client::Call::Query(Query::Hold { ino, sequence }));
         }
     }
 
@@ -234,16 +273,17 @@ impl Translator {
             Request::ReadLink { ino } => self.query(token, Shape::Target, Query::ReadLink { ino }),
             Request::Space => self.query(token, Shape::Space, Query::Space),
             Request::SetAttributes { ino, set } => {
+                let set = self.complete_set(ino, context, set);
                 if set.size.is_some_and(|size| size > limits::FILE_BYTES_MAX) {
                     return Err(Status::FileTooLarge);
                 }
                 self.op(token, Shape::Attributes, Op::SetAttributes { ino, set });
             }
-            Request::Make { parent, name, kind, mode } => {
+            Request::Make { parent, name, kind, mode, umask } => {
                 if matches!(&kind, NewKind::Symlink { target } if target.len() > limits::SYMLINK_BYTES_MAX) {
                     return Err(Status::NameTooLong);
                 }
-                let op = create(parent, Name::new(name)?, kind, mode, context, true, false);
+                let op = create(parent, Name::new(name)?, kind, (mode, umask), context, Making::Node);
                 self.name_op(token, Shape::Entry, op);
             }
             Request::Unlink { parent, name } => self.name_op(token, Shape::Done, Op::Unlink { parent, name: Name::new(name)? }),
@@ -257,11 +297,16 @@ impl Translator {
                 let opener = Opener { token, truncate: truncation(mode, context), created: None };
                 self.open(ino, opener);
             }
-            Request::Create { parent, name, permissions, mode } => {
-                let op = create(parent, Name::new(name)?, NewKind::File, permissions, context, mode.exclusive, true);
+            Request::Create { parent, name, permissions, umask, mode } => {
+                let making = Making::Open { exclusive: mode.exclusive };
+                let op = create(parent, Name::new(name)?, NewKind::File, (permissions, umask), context, making);
                 let truncate = truncation(mode, context);
                 self.call(Step::Create { token, truncate }, client::Call::Op(op));
             }
+            Request::Xattr { ino, name, size } => return self.xattr(token, ino, name, size),
+            Request::Xattrs { ino } => self.query(token, Shape::Xattr, Query::Xattrs { ino }),
+            Request::SetXattr { ino, new } => return self.set_xattr(token, context, ino, new),
+            Request::RemoveXattr { ino, name } => return self.remove_xattr(token, ino, name),
             Request::Read { ino, handle, range } => return self.read(token, ino, handle, range),
             Request::Write { ino, handle, offset, bytes, kind } => return self.write(token, context, ino, handle, offset, bytes, kind),
             Request::Sync { .. } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Flush),
@@ -281,7 +326,7 @@ impl Translator {
                 self.reply(token, Reply::Opened(handle));
                 // Nobody waits for it: what is removed just now is spared for a moment anyway.
                 if let Some(sequence) = self.handles.begin_stream(ino) {
-                    self.call(Step::HoldUnawaited, client::Call::Query(Query::Hold { ino, sequence }));
+                    self.call(Step::Unawaited, client::Call::Query(Query::Hold { ino, sequence }));
                 }
             }
             Request::Allocate { ino, handle, range, mode } => return self.allocate(token, context, (ino, handle), range, mode),
@@ -334,6 +379,7 @@ impl Translator {
         let at = if kind == WriteKind::Append { WriteAt::End } else { WriteAt::Offset(offset) };
         // The kernel leaves this to the file system for direct I/O. Mapped pages come in the daemon's name; mapping them cleared nothing either.
         let kill_privileges = kind != WriteKind::Mapped && context.uid != 0;
+        self.kill_setgid_before_write(ino, context, kind);
         let length = bytes.len() as u32;
         self.call(Step::Write { token, length }, client::Call::Write { ino, at, bytes, kill_privileges });
         Ok(())
@@ -364,8 +410,9 @@ impl Translator {
     }
 
     fn proceed_open(&mut self, ino: InodeId, opener: Opener) {
-        let Some(kill_privileges) = opener.truncate else { return self.finish_open(ino, opener) };
-        let set = SetAttributes { size: Some(0), kill_privileges, ..SetAttributes::default() };
+        let Some(context) = opener.truncate else { return self.finish_open(ino, opener) };
+        let (kill_privileges, kill_setgid) = (context.uid != 0, self.strips_idle_setgid(ino, context));
+        let set = SetAttributes { size: Some(0), kill_privileges, kill_setgid, ..SetAttributes::default() };
         self.call(Step::Truncate { ino, opener }, client::Call::Op(Op::SetAttributes { ino, set }));
     }
 
@@ -394,7 +441,7 @@ impl Translator {
         }
     }
 
-    fn on_created(&mut self, token: u64, truncate: Option<bool>, result: Result<client::Reply, Status>) {
+    fn on_created(&mut self, token: u64, truncate: Option<Context>, result: Result<client::Reply, Status>) {
         match result {
             Ok(client::Reply::Replied(Replied::Entry { attributes, created: true, .. })) => {
                 self.handles.begin_created(attributes.ino);
@@ -500,6 +547,7 @@ fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
         (Shape::Target, client::Reply::Answer(Answer::Target(target))) => Reply::Target(target),
         (Shape::Bytes, client::Reply::Bytes(bytes)) => Reply::Bytes(bytes),
         (Shape::Space, client::Reply::Answer(Answer::Space(space))) => Reply::Space(space),
+        (Shape::Xattr, reply) => xattr::shaped(reply)?,
         (Shape::Done, _) => Reply::Done,
         (Shape::Lock, reply) => locks::shaped(reply)?,
         (Shape::Range, reply) => space::shaped(reply)?,
@@ -515,13 +563,23 @@ fn attributes_of(reply: client::Reply) -> Result<Attributes, Status> {
     }
 }
 
-fn create(parent: InodeId, name: Name, kind: NewKind, mode: u16, context: Context, exclusive: bool, hold: bool) -> Op {
-    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, write: false }
+/// What an inode is made for.
+#[derive(Clone, Copy)]
+enum Making {
+    /// Only to be there.
+    Node,
+    /// To be opened.
+    Open { exclusive: bool },
 }
 
-/// Whether an open truncates, and whether that takes setuid and setgid away.
-fn truncation(mode: OpenMode, context: Context) -> Option<bool> {
-    mode.truncate.then_some(context.uid != 0)
+fn create(parent: InodeId, name: Name, kind: NewKind, (mode, umask): (u16, u16), context: Context, making: Making) -> Op {
+    let (exclusive, hold) = if let Making::Open { exclusive } = making { (exclusive, true) } else { (true, false) };
+    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, write: false, umask }
+}
+
+/// In whose name an open truncates.
+fn truncation(mode: OpenMode, context: Context) -> Option<Context> {
+    mode.truncate.then_some(context)
 }
 
 /// What a read-only mount refuses.
@@ -536,7 +594,9 @@ fn is_change(request: &Request) -> bool {
         | Request::Create { .. }
         | Request::Write { .. }
         | Request::Allocate { .. }
-        | Request::Copy { .. } => true,
+        | Request::Copy { .. }
+        | Request::SetXattr { .. }
+        | Request::RemoveXattr { .. } => true,
         Request::Open { mode, .. } => mode.write || mode.truncate,
         _ => false,
     }

@@ -147,7 +147,7 @@ impl World {
 
     fn create(&mut self, name: &str) -> (Handle, Attributes) {
         let mode = OpenMode { truncate: false, exclusive: true, write: true, ..OpenMode::default() };
-        match self.ask(Request::Create { parent: ROOT, name: name.into(), permissions: 0o644, mode }) {
+        match self.ask(Request::Create { parent: ROOT, name: name.into(), permissions: 0o644, umask: 0, mode }) {
             Reply::Created(handle, attributes) => (handle, attributes),
             other => panic!("{other:?}"),
         }

@@ -265,7 +265,7 @@ impl World {
                     Ok(found) if found.kind != FileKind::File && !how.exclusive => {
                         return Err(if found.kind == FileKind::Directory { libc::EISDIR } else { libc::ELOOP });
                     }
-                    _ if create => match self.ask(mount, Request::Create { parent, name, permissions: 0o644, mode })? {
+                    _ if create => match self.ask(mount, Request::Create { parent, name, permissions: 0o644, umask: 0, mode })? {
                         Reply::Created(handle, attributes) => (attributes.ino, handle),
                         other => panic!("not created: {other:?}"),
                     },
@@ -396,7 +396,7 @@ impl World {
 
     fn make(&mut self, mount: usize, path: &str, kind: NewKind, mode: u16) -> Result<(), i32> {
         let (parent, name) = self.parent(mount, path)?;
-        self.entry(mount, Request::Make { parent, name, kind, mode }).map(drop)
+        self.entry(mount, Request::Make { parent, name, kind, mode, umask: 0 }).map(drop)
     }
 
     fn target(&mut self, mount: usize, ino: InodeId) -> Result<String, i32> {

@@ -324,7 +324,18 @@ fn name(text: &str) -> Name {
 }
 
 fn create(text: &str, hold: bool) -> Op {
-    Op::Create { parent: ROOT, name: name(text), kind: NewKind::File, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold, write: false }
+    Op::Create {
+        parent: ROOT,
+        name: name(text),
+        kind: NewKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        exclusive: true,
+        hold,
+        write: false,
+        umask: 0,
+    }
 }
 
 #[test]

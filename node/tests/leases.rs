@@ -210,7 +210,18 @@ fn name(text: &str) -> Name {
 }
 
 fn create(text: &str, write: bool) -> Op {
-    Op::Create { parent: ROOT, name: name(text), kind: NewKind::File, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, write }
+    Op::Create {
+        parent: ROOT,
+        name: name(text),
+        kind: NewKind::File,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        exclusive: true,
+        hold: false,
+        write,
+        umask: 0,
+    }
 }
 
 fn unlink(text: &str) -> Op {

@@ -156,7 +156,7 @@ impl Store {
         let (parent, name) = self.place(path)?;
         let (uid, gid, umask) = caller();
         let (name, kind, mode) = (name.clone(), NewKind::Directory, 0o777 & !umask);
-        let op = Op::Create { parent, name, kind, mode, uid, gid, exclusive: true, hold: false, write: false };
+        let op = Op::Create { parent, name, kind, mode, uid, gid, exclusive: true, hold: false, write: false, umask: 0 };
         self.change(op).map_err(|status| Failure::status(format!("cannot make {}", path.shown()), status))
     }
 

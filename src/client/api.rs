@@ -162,6 +162,7 @@ impl Client {
             exclusive: true,
             hold: false,
             write: false,
+            umask: 0,
         };
         let created = self.entry(create).map_err(&context)?;
         let stored = self.write_stream(created.ino, source).map_err(|error| match error {
@@ -238,7 +239,7 @@ impl Client {
         let (parent, name) = self.parent_of(path).map_err(&context)?;
         let (uid, gid) = ids();
         let kind = NewKind::Directory;
-        self.entry(Op::Create { parent: parent.ino, name, kind, mode, uid, gid, exclusive: true, hold: false, write: false })
+        self.entry(Op::Create { parent: parent.ino, name, kind, mode, uid, gid, exclusive: true, hold: false, write: false, umask: 0 })
             .map_err(&context)
     }
 

@@ -47,6 +47,7 @@ impl Touched {
             Op::SetAttributes { ino, .. } | Op::Write { ino, .. } | Op::Fold { ino, .. } | Op::Allocate { ino, .. } => {
                 touched.inodes.push(*ino);
             }
+            Op::SetXattr { ino, .. } | Op::RemoveXattr { ino, .. } => touched.inodes.push(*ino),
             Op::Copy { to, .. } => touched.inodes.push(*to),
             Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } => {}
         }

@@ -223,6 +223,7 @@ mod tests {
             version,
             data_version,
             parent,
+            xattrs: Default::default(),
         };
         DirectoryEntry { name: name(&n.to_string()), cookie: Cookie(n), attributes, current: true }
     }

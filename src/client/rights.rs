@@ -318,6 +318,7 @@ mod tests {
             version,
             data_version,
             parent,
+            xattrs: Default::default(),
         }
     }
 }

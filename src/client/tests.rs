@@ -482,6 +482,7 @@ fn attributes(ino: InodeId, file: &File) -> Attributes {
         version: file.version.data,
         data_version: file.version.data,
         parent: InodeId(1),
+        xattrs: Default::default(),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::status::Status;
 use crate::types::{Address, ByteRange, InodeId, Name, Rights, Timestamp};
 use crate::wire::message::{Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
+use crate::xattr::XattrName;
 
 /// Subtree hashes that the range of one chunk can need: two per level of the tree.
 const PROOF_HASHES_MAX: usize = 2 * (usize::BITS - (limits::CHUNK_BYTES_MAX / limits::VERIFY_GROUP_BYTES).leading_zeros()) as usize;
@@ -52,6 +53,11 @@ pub fn op(op: &Op) -> Result<(), Status> {
             let Op::Write { behind: Some(behind), .. } = op else { return Ok(()) };
             timestamp(&behind.written)
         }
+        Op::SetXattr { name, value, .. } => {
+            require(value.len() <= limits::XATTR_VALUE_BYTES_MAX)?;
+            xattr_name(name)
+        }
+        Op::RemoveXattr { name, .. } => xattr_name(name),
         Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } => Ok(()),
         Op::SetLock { lock, .. } => require(lock.range.is_well_formed()),
         Op::Allocate { range, .. } => no_overflow(range.offset, range.length),
@@ -94,13 +100,15 @@ fn query(query: &Query) -> Result<(), Status> {
             path.iter().try_for_each(name)
         }
         Query::Extents { range, .. } => no_overflow(range.offset, range.length),
+        Query::Xattr { name, .. } => xattr_name(name),
         Query::Attributes { .. }
         | Query::ReadLink { .. }
         | Query::ReadDirectory { .. }
         | Query::Hold { .. }
         | Query::Release { .. }
         | Query::Space
-        | Query::Seek { .. } => Ok(()),
+        | Query::Seek { .. }
+        | Query::Xattrs { .. } => Ok(()),
         Query::Reclaim { held, rights, .. } => {
             require(held.len() <= limits::RECLAIM_ITEMS_MAX)?;
             self::rights(rights)
@@ -174,6 +182,8 @@ fn answer(answer: &Answer) -> Result<(), Status> {
             extents.iter().try_for_each(extent)?;
             chunks.iter().try_for_each(place)
         }
+        Answer::Xattr(value) => require(value.len() <= limits::XATTR_VALUE_BYTES_MAX),
+        Answer::Xattrs(names) => require(names.len() <= limits::XATTR_LIST_BYTES_MAX),
         Answer::Lock(found) => require(found.is_none_or(|(range, ..)| range.is_well_formed())),
         Answer::Done | Answer::Absent | Answer::Attributes(_) | Answer::Unchanged { .. } | Answer::Space(_) | Answer::Sought { .. } => {
             Ok(())
@@ -235,6 +245,10 @@ fn report(report: &StatusReport) -> Result<(), Status> {
 }
 
 fn name(name: &Name) -> Result<(), Status> {
+    name.check().map_err(|_| Status::Malformed)
+}
+
+fn xattr_name(name: &XattrName) -> Result<(), Status> {
     name.check().map_err(|_| Status::Malformed)
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::locks::{LockKind, LockMode, LockRange};
 use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Timestamp};
+use crate::xattr::{XattrCondition, XattrName};
 
 /// What `Create` makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +54,8 @@ pub struct SetAttributes {
     pub ctime: Option<SetTime>,
     /// Clear setuid, and setgid where the group may execute, as the kernel asks on chown, truncate and write by others than root.
     pub kill_privileges: bool,
+    /// Clear setgid whatever the group may do, as Linux does when the one who changes the file is not in its group.
+    pub kill_setgid: bool,
 }
 
 /// Where a patch goes.
@@ -100,6 +103,7 @@ pub enum Op {
     /// Makes an inode and its entry. `exclusive`: an existing name is an error, else an existing regular file is the answer
     /// (`Replied::Entry.created` tells). `hold`: counts as [`Query::Hold`] by the session. `write`: a file that is made by this entry
     /// gives its `WRITE` right to the session, if that has not too many (`Replied::Entry.writer` tells).
+    /// `umask`: bits that the mode loses unless the parent has a default ACL.
     Create {
         parent: InodeId,
         name: Name,
@@ -109,6 +113,7 @@ pub enum Op {
         gid: u32,
         exclusive: bool,
         hold: bool,
+        umask: u16,
         write: bool,
     },
     Link {
@@ -150,6 +155,18 @@ pub enum Op {
         slot_version: u64,
         patches: Vec<Patch>,
         chunks: Vec<ChunkClaim>,
+    },
+    /// `drop_setgid`: an access ACL takes setgid away, because its setter is not in the file's group.
+    SetXattr {
+        ino: InodeId,
+        name: XattrName,
+        value: Bytes,
+        condition: XattrCondition,
+        drop_setgid: bool,
+    },
+    RemoveXattr {
+        ino: InodeId,
+        name: XattrName,
     },
     /// Gives the session the `WRITE` right on a file, if nobody else has it (`Replied::Acquired`).
     Acquire {
@@ -260,7 +277,7 @@ pub enum Replied {
         /// Whether the session has the `WRITE` right on what it created.
         writer: bool,
     },
-    /// SetAttributes.
+    /// SetAttributes, SetXattr, RemoveXattr.
     Attributes(Attributes),
     /// Write: where the first patch went, and the inode after it.
     Written {
@@ -356,6 +373,15 @@ pub enum Query {
         offset: u64,
         what: Sought,
     },
+    /// Value of an extended attribute.
+    Xattr {
+        ino: InodeId,
+        name: XattrName,
+    },
+    /// Names of all extended attributes.
+    Xattrs {
+        ino: InodeId,
+    },
 }
 
 /// Version of where a file's bytes are: data version, and a counter that folding and repair advance too.
@@ -438,6 +464,9 @@ pub enum Answer {
         offset: u64,
         found: bool,
     },
+    Xattr(Bytes),
+    /// As listxattr(2) gives them: each with a NUL behind it.
+    Xattrs(Bytes),
 }
 
 impl NewKind {

@@ -3,6 +3,8 @@
 //! Each test binary uses a part of this, hence the allowance for dead code.
 #![allow(dead_code, clippy::disallowed_methods)]
 
+pub mod posix;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

@@ -155,7 +155,7 @@ pub fn name(text: &str) -> Name {
 }
 
 pub fn create(parent: InodeId, text: &str, kind: NewKind, uid: u32) -> Call {
-    Call::Op(Op::Create { parent, name: name(text), kind, mode: 0o644, uid, gid: 0, exclusive: true, hold: false, write: false })
+    Call::Op(Op::Create { parent, name: name(text), kind, mode: 0o644, uid, gid: 0, exclusive: true, hold: false, write: false, umask: 0 })
 }
 
 impl Workload {

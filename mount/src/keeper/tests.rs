@@ -41,6 +41,7 @@ fn attributes(data_version: u64) -> Attributes {
         version: 1,
         data_version,
         parent: ROOT,
+        xattrs: Default::default(),
     }
 }
 
@@ -149,7 +150,7 @@ fn replies_that_the_kernel_takes_unconditionally_give_attributes_no_lifetime() {
     let link = Request::Link { ino: INO, parent: ROOT, name: b"b".to_vec() };
     let keep = script.keep(&link, Reply::Entry(attributes(1)));
     assert_eq!((keep.entry, keep.attributes), (Duration::from_secs(1), Duration::ZERO));
-    let create = Request::Create { parent: ROOT, name: b"a".to_vec(), permissions: 0o600, mode: OpenMode::default() };
+    let create = Request::Create { parent: ROOT, name: b"a".to_vec(), permissions: 0o600, umask: 0, mode: OpenMode::default() };
     assert!(!script.keep(&create, Reply::Created(HANDLE, attributes(1))).attributes.is_zero(), "a new inode");
     script.known = 2;
     assert!(script.keep(&create, Reply::Created(HANDLE, attributes(1))).attributes.is_zero(), "one that the kernel knew");
@@ -329,7 +330,7 @@ fn names_are_recalled_one_by_one_or_by_epoch_when_the_directory_is_locked() {
     assert_eq!(script.poll(), Some(Kept::Obeyed { id: 2 }));
 
     // A creation here waits at the leader with the directory's lock in the kernel.
-    let create = Request::Create { parent: ROOT, name: b"b".to_vec(), permissions: 0o600, mode: OpenMode::default() };
+    let create = Request::Create { parent: ROOT, name: b"b".to_vec(), permissions: 0o600, umask: 0, mode: OpenMode::default() };
     let token = script.ask(&create);
     script.invalidate(3, name());
     let mut notices = Vec::new();

@@ -7,7 +7,7 @@ use dfs::types::{ByteRange, InodeId};
 use dfs::wire::namespace::{AllocateMode, Answer, Replied, Sought};
 
 use super::{Shape, Step, Translator};
-use crate::requests::{Context, Handle, Reply};
+use crate::requests::{Context, Handle, Reply, WriteKind};
 
 /// An open file.
 type File = (InodeId, Handle);
@@ -32,6 +32,7 @@ impl Translator {
             self.reply(token, Reply::Done);
             return Ok(());
         }
+        self.kill_setgid_before_write(ino, context, WriteKind::At);
         let call = Call::Allocate { ino, range, mode, kill_privileges: context.uid != 0 };
         self.call(Step::Answer { token, shape: Shape::Done }, call);
         Ok(())
@@ -51,6 +52,7 @@ impl Translator {
             self.reply(token, Reply::Written(0));
             return Ok(());
         }
+        self.kill_setgid_before_write(to, context, WriteKind::At);
         let call = Call::Copy { from, from_offset, to, to_offset, length, kill_privileges: context.uid != 0 };
         self.call(Step::Answer { token, shape: Shape::Range }, call);
         Ok(())

@@ -1,13 +1,14 @@
 //! The translator by scripts: the test plays the core and answers each call by hand.
 
 use super::*;
+use crate::requests::NewXattr;
 use dfs::types::{FileKind, ROOT, Timestamp};
 use dfs::wire::namespace::{DirectoryEntry, RenameMode};
 
 const USER: Context = Context { uid: 1000, gid: 100, pid: 1 };
-const INO: InodeId = InodeId(9);
+pub(super) const INO: InodeId = InodeId(9);
 
-fn attributes(ino: InodeId, kind: FileKind) -> Attributes {
+pub(super) fn attributes(ino: InodeId, kind: FileKind) -> Attributes {
     let time = Timestamp::default();
     Attributes {
         ino,
@@ -25,34 +26,35 @@ fn attributes(ino: InodeId, kind: FileKind) -> Attributes {
         version: 1,
         data_version: 1,
         parent: ROOT,
+        xattrs: Default::default(),
     }
 }
 
 /// Plays the core: the test answers each call by hand.
-struct Script {
-    translator: Translator,
+pub(super) struct Script {
+    pub(super) translator: Translator,
     token: u64,
 }
 
 impl Script {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Script { translator: Translator::new(Options::default()), token: 0 }
     }
 
-    fn ask(&mut self, request: Request) -> u64 {
+    pub(super) fn ask(&mut self, request: Request) -> u64 {
         self.token += 1;
         self.translator.on_request(self.token, USER, request);
         self.token
     }
 
-    fn call(&mut self) -> (u64, client::Call) {
+    pub(super) fn call(&mut self) -> (u64, client::Call) {
         match self.translator.poll_effect() {
             Some(Effect::Call { step, call }) => (step, call),
             other => panic!("a call was due, not {other:?}"),
         }
     }
 
-    fn reply(&mut self) -> (u64, Reply) {
+    pub(super) fn reply(&mut self) -> (u64, Reply) {
         match self.translator.poll_effect() {
             Some(Effect::Reply { token, reply }) => (token, reply),
             other => panic!("a reply was due, not {other:?}"),
@@ -64,15 +66,15 @@ impl Script {
         self.translator.check_invariants();
     }
 
-    fn answer(&mut self, step: u64, answer: Answer) {
+    pub(super) fn answer(&mut self, step: u64, answer: Answer) {
         self.done(step, Ok(client::Reply::Answer(answer)));
     }
 
-    fn quiet(&mut self) {
+    pub(super) fn quiet(&mut self) {
         assert!(self.translator.poll_effect().is_none());
     }
 
-    fn open(&mut self) -> Handle {
+    pub(super) fn open(&mut self) -> Handle {
         let token = self.ask(Request::Open { ino: INO, mode: OpenMode::default() });
         let (step, call) = self.call();
         assert!(matches!(call, client::Call::Query(Query::Hold { ino: INO, .. })));
@@ -100,8 +102,8 @@ fn names_in_a_directory_that_is_gone_are_not_found() {
     let name = || b"a".to_vec();
     let requests = [
         Request::Lookup { parent: INO, name: name() },
-        Request::Make { parent: INO, name: name(), kind: NewKind::Fifo, mode: 0o600 },
-        Request::Create { parent: INO, name: name(), permissions: 0o600, mode: OpenMode::default() },
+        Request::Make { parent: INO, name: name(), kind: NewKind::Fifo, mode: 0o600, umask: 0 },
+        Request::Create { parent: INO, name: name(), permissions: 0o600, umask: 0, mode: OpenMode::default() },
         Request::Unlink { parent: INO, name: name() },
         Request::RemoveDirectory { parent: INO, name: name() },
         Request::Link { ino: InodeId(8), parent: INO, name: name() },
@@ -192,7 +194,7 @@ fn a_refused_hold_or_truncation_leaves_nothing_open() {
 fn create_holds_what_it_made_and_asks_for_what_it_found() {
     let mut script = Script::new();
     let mode = OpenMode { truncate: true, exclusive: false, write: true, ..OpenMode::default() };
-    let create = || Request::Create { parent: ROOT, name: b"f".to_vec(), permissions: 0o600, mode };
+    let create = || Request::Create { parent: ROOT, name: b"f".to_vec(), permissions: 0o600, umask: 0, mode };
     let made = attributes(INO, FileKind::File);
     let token = script.ask(create());
     let (step, call) = script.call();
@@ -326,12 +328,17 @@ fn a_read_only_mount_refuses_every_change() {
     let name = || b"a".to_vec();
     let changes = [
         Request::SetAttributes { ino: INO, set: SetAttributes::default() },
-        Request::Make { parent: ROOT, name: name(), kind: NewKind::Directory, mode: 0o755 },
+        Request::Make { parent: ROOT, name: name(), kind: NewKind::Directory, mode: 0o755, umask: 0 },
         Request::Unlink { parent: ROOT, name: name() },
         Request::RemoveDirectory { parent: ROOT, name: name() },
         Request::Link { ino: INO, parent: ROOT, name: name() },
         Request::Rename { from_parent: ROOT, from_name: name(), to_parent: ROOT, to_name: name(), mode: RenameMode::Replace },
-        Request::Create { parent: ROOT, name: name(), permissions: 0o600, mode: OpenMode::default() },
+        Request::SetXattr {
+            ino: INO,
+            new: NewXattr { name: b"user.a".to_vec(), value: bytes::Bytes::new(), condition: Default::default() },
+        },
+        Request::RemoveXattr { ino: INO, name: b"user.a".to_vec() },
+        Request::Create { parent: ROOT, name: name(), permissions: 0o600, umask: 0, mode: OpenMode::default() },
         Request::Open { ino: INO, mode: OpenMode::of(libc::O_WRONLY) },
     ];
     for change in changes {

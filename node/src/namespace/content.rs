@@ -227,6 +227,7 @@ impl Namespace {
             inode.set_file(file);
         });
         self.settle_behind(session, ino, how.behind, added);
+        self.drop_capability(ino);
         Ok(Replied::Written { offset: first.unwrap_or(0), attributes: self.attributes(ino)? })
     }
 
@@ -269,6 +270,12 @@ impl Namespace {
         }
         if *set != SetAttributes::default() {
             self.store.update_inode(ino, |inode| inode.set_attributes(set, now));
+            if set.mode.is_some() {
+                self.change_acl_mode(ino);
+            }
+            if set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
+                self.drop_capability(ino);
+            }
         }
         Ok(Replied::Attributes(self.attributes(ino)?))
     }
@@ -341,6 +348,9 @@ impl Namespace {
                         file.blocks -= blocks;
                     }
                 });
+                break;
+            }
+            if !self.free_xattrs(ino, &mut visits) {
                 break;
             }
             self.store.put(super::store::Key::Inode(ino), None);

@@ -16,6 +16,8 @@ use super::store::Entry;
 pub(super) struct NewInode<'a> {
     pub kind: &'a NewKind,
     pub mode: u16,
+    /// Bits that the mode loses unless a default ACL stands in.
+    pub umask: u16,
     pub uid: u32,
     pub gid: u32,
     pub exclusive: bool,
@@ -102,7 +104,8 @@ impl Namespace {
             return Err(Status::TooManyLinks);
         }
         self.check_room()?;
-        let (mut mode, mut gid) = (new.mode, new.gid);
+        let inherited = self.inherit(place.parent, new.kind, new.mode, new.umask);
+        let (mut mode, mut gid) = (inherited.mode, new.gid);
         if parent.mode & SET_GROUP_ID != 0 {
             gid = parent.gid;
             mode |= if directory { SET_GROUP_ID } else { 0 };
@@ -110,8 +113,9 @@ impl Namespace {
         let inode = Inode::new(new.kind.clone(), place.parent, mode, (new.uid, gid), now);
         self.header.last_inode += 1;
         let ino = InodeId(self.header.last_inode);
-        let attributes = inode.attributes(ino);
         self.store.put_inode(ino, inode);
+        self.bequeath(ino, &inherited);
+        let attributes = self.attributes(ino)?;
         let cookie = self.touch(place.parent, Touch { entries: 1, subdirectories: i64::from(directory) }, now);
         self.store.put_entry(place.parent, place.name.as_bytes(), Some(Entry { ino, cookie }));
         Ok(Replied::Entry { attributes, created: true, writer: false })

@@ -4,6 +4,7 @@ use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{Attributes, FileKind, InodeId, Timestamp};
 use dfs::wire::namespace::{LayoutVersion, NewKind, SetAttributes, SetTime};
+use dfs::xattr::XattrFlags;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
@@ -43,6 +44,8 @@ pub(super) struct Inode {
     /// Names; for a directory 2 plus its subdirectories. 0 makes it an orphan.
     pub links: u32,
     pub mode: u16,
+    /// Index of its extended attributes.
+    pub xattrs: XattrFlags,
     pub body: Body,
 }
 
@@ -111,7 +114,8 @@ impl Inode {
         };
         let links = if matches!(body, Body::Directory(_)) { 2 } else { 1 };
         let now = now.into();
-        Inode { version: 1, atime: now, mtime: now, ctime: now, uid, gid, links, mode: mode & MODE_BITS, body }
+        let mode = mode & MODE_BITS;
+        Inode { version: 1, atime: now, mtime: now, ctime: now, uid, gid, links, mode, xattrs: XattrFlags::default(), body }
     }
 
     pub fn kind(&self) -> FileKind {
@@ -179,6 +183,7 @@ impl Inode {
             version: self.version,
             data_version,
             parent: self.directory().map_or(InodeId(0), |directory| directory.parent),
+            xattrs: self.xattrs,
         }
     }
 
@@ -205,6 +210,9 @@ impl Inode {
         if set.kill_privileges {
             self.kill_privileges();
         }
+        if set.kill_setgid && !self.is_directory() {
+            self.mode &= !SET_GROUP_ID;
+        }
         if let Some(mode) = set.mode {
             self.mode = mode & MODE_BITS;
         }
@@ -222,7 +230,8 @@ impl Inode {
         let time = |digest: Digest, Stamp([a, b, c]): Stamp| digest.word(u64::from(a) << 32 | u64::from(b)).word(u64::from(c));
         let mut digest = Digest::new(1).word(ino.0).word(self.version);
         digest = time(time(time(digest, self.atime), self.mtime), self.ctime);
-        digest = digest.word(u64::from(self.uid) << 32 | u64::from(self.gid)).word(u64::from(self.links) << 16 | u64::from(self.mode));
+        digest = digest.word(u64::from(self.uid) << 32 | u64::from(self.gid));
+        digest = digest.word(u64::from(self.xattrs.bits()) << 48 | u64::from(self.links) << 16 | u64::from(self.mode));
         match &self.body {
             Body::File(file) => {
                 digest = digest.word(0).word(file.size).word(file.blocks).word(file.data_version).word(file.layout);

@@ -63,6 +63,11 @@ pub(super) fn check(namespace: &Namespace) {
                 assert!(window.contains(&number), "outcomes lie in the window");
                 *outcomes.entry(id).or_default() += 1;
             }
+            (Key::Xattr(ino, name), Record::Xattr(value)) => {
+                assert!(namespace.exists(ino), "an extended attribute of an inode that is gone");
+                let name = dfs::xattr::XattrName::new(name.to_vec()).expect("a stored name is a name");
+                assert!(name.class().is_ok() && value.len() <= limits::XATTR_VALUE_BYTES_MAX, "stored attributes were checked");
+            }
             _ => {}
         }
     }
@@ -70,6 +75,7 @@ pub(super) fn check(namespace: &Namespace) {
     for (key, record) in namespace.store.records() {
         match (key, record) {
             (Key::Inode(ino), Record::Inode(inode)) => {
+                assert_eq!(inode.xattrs, namespace.store.xattr_flags(ino), "flags of extended attributes");
                 check_inode(ino, &inode, &seen.remove(&ino).unwrap_or_default());
                 assert!(ino.0 <= namespace.header.last_inode, "inode numbers come from the counter");
             }

@@ -181,7 +181,7 @@ mod tests {
 
     fn file(world: &mut World, text: &str) -> InodeId {
         let (name, kind) = (Name::new(text).unwrap(), NewKind::File);
-        let op = Op::Create { parent: ROOT, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, write: false };
+        let op = Op::Create { parent: ROOT, name, kind, mode: 0o644, uid: 0, gid: 0, exclusive: true, hold: false, write: false, umask: 0 };
         match world.op(op) {
             Ok(Replied::Entry { attributes, .. }) => attributes.ino,
             other => panic!("{other:?}"),

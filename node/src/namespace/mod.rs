@@ -4,6 +4,7 @@
 //! node, and on an error nothing has changed. It names no clock, randomness or unordered map. What is to be done outside comes out as
 //! [`Effect`]s. Refuses to know about Raft, links, open files (the leader's volatile table) and where chunks should be placed.
 
+mod acl;
 mod chunks;
 mod cluster;
 mod command;
@@ -20,6 +21,7 @@ mod session;
 mod snapshot;
 mod store;
 mod writers;
+mod xattr;
 
 #[cfg(test)]
 mod model_test;
@@ -48,6 +50,7 @@ use digest::Digest;
 use directory::{NewInode, Place};
 use inode::{Body, Inode};
 use store::Store;
+use xattr::NewXattr;
 
 /// What is replicated besides the tables: small, copied whole into a snapshot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,8 +146,8 @@ impl Namespace {
     /// Carries out one operation of a client.
     fn operate(&mut self, session: SessionId, op: &Op, now: Timestamp) -> Result<Replied, Status> {
         match op {
-            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write } => {
-                let new = NewInode { kind, mode: *mode, uid: *uid, gid: *gid, exclusive: *exclusive };
+            Op::Create { parent, name, kind, mode, uid, gid, exclusive, hold: _, write, umask } => {
+                let new = NewInode { kind, mode: *mode, umask: *umask, uid: *uid, gid: *gid, exclusive: *exclusive };
                 let replied = self.create(Place { parent: *parent, name }, new, now)?;
                 Ok(self.tell_writer(session, replied, *write))
             }
@@ -173,6 +176,10 @@ impl Namespace {
                 let range = CopyRange { from: *from, from_offset: *from_offset, to: *to, to_offset: *to_offset, length: *length };
                 self.copy(range, *kill_privileges, now)
             }
+            Op::SetXattr { ino, name, value, condition, drop_setgid } => {
+                self.set_xattr(*ino, NewXattr { name, value, condition: *condition, drop_setgid: *drop_setgid }, now)
+            }
+            Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name, now),
         }
     }
 

@@ -10,6 +10,7 @@ use dfs::random::Random;
 use dfs::status::Status;
 use dfs::types::{ByteRange, ChunkHash, FileKind, InodeId, Instance, Name, NodeId, SessionId};
 use dfs::wire::namespace::*;
+use dfs::xattr::{CAPABILITY, XattrCondition, XattrFlags, XattrName};
 
 mod rights;
 
@@ -56,6 +57,13 @@ impl Ranges {
 struct Node {
     kind: Kind,
     links: u32,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl Node {
+    fn new(kind: Kind, links: u32) -> Node {
+        Node { kind, links, xattrs: BTreeMap::new() }
+    }
 }
 
 struct Run {
@@ -83,7 +91,7 @@ impl Node {
 
 impl Run {
     fn new(seed: u64) -> Run {
-        let root = Node { kind: Kind::Directory { parent: 1, entries: BTreeMap::new() }, links: 2 };
+        let root = Node::new(Kind::Directory { parent: 1, entries: BTreeMap::new() }, 2);
         let nodes = BTreeMap::from([(1, root)]);
         Run {
             world: World::new(),
@@ -154,7 +162,7 @@ impl Run {
     }
 
     fn step(&mut self) {
-        match self.random.below(28) {
+        match self.random.below(31) {
             0..4 => self.create(),
             4 => self.link(),
             5 => self.remove(false),
@@ -165,10 +173,18 @@ impl Run {
             15 => self.truncate(),
             16 | 17 => self.fold(),
             18 => self.clean(),
-            19 | 20 => self.allocate(),
-            21 | 22 => self.copy(),
+            19 | 20 => {
+                self.allocate();
+                self.lose_capabilities();
+            }
+            21 | 22 => {
+                self.copy();
+                self.lose_capabilities();
+            }
             23 => self.seek(),
-            24 | 25 => self.right(),
+            24 | 25 => self.set_xattr(),
+            26 => self.remove_xattr(),
+            27 | 28 => self.right(),
             _ => self.snapshot(),
         }
         for effect in self.world.namespace.drain_effects() {
@@ -194,7 +210,8 @@ impl Run {
         let directory = self.random.chance(1, 3);
         let kind = if directory { NewKind::Directory } else { NewKind::File };
         let (parent_ino, new_name, write) = (InodeId(parent), name.clone(), self.random.chance(1, 2));
-        let op = Op::Create { parent: parent_ino, name: new_name, kind, mode: 0o644, uid: 1, gid: 1, exclusive, hold: false, write };
+        let op =
+            Op::Create { parent: parent_ino, name: new_name, kind, mode: 0o644, uid: 1, gid: 1, exclusive, hold: false, write, umask: 0 };
         let outcome = self.op(op);
         let existing = self.entry(parent, &name);
         if self.nodes[&parent].links == 0 {
@@ -216,7 +233,7 @@ impl Run {
                 true => Kind::Directory { parent, entries: BTreeMap::new() },
                 false => Kind::File { bytes: BTreeMap::new(), size: 0, reserved: Ranges::default() },
             };
-            assert!(self.nodes.insert(attributes.ino.0, Node { kind, links: if directory { 2 } else { 0 } }).is_none());
+            assert!(self.nodes.insert(attributes.ino.0, Node::new(kind, if directory { 2 } else { 0 })).is_none());
             self.set_entry(parent, &name, Some(attributes.ino.0));
         }
     }
@@ -346,6 +363,60 @@ impl Run {
         }
     }
 
+    fn xattr_name(&mut self) -> XattrName {
+        let text = ["user.a", "user.b", "trusted.c", "security.capability"][self.random.below(4) as usize];
+        XattrName::new(text).unwrap()
+    }
+
+    fn set_xattr(&mut self) {
+        let directory = self.random.chance(1, 4);
+        let (ino, name) = (self.pick(directory), self.xattr_name());
+        let condition = XattrCondition { create: self.random.chance(1, 4), replace: self.random.chance(1, 4) };
+        let value = vec![self.random.below(250) as u8; self.random.below(50) as usize];
+        let bytes = Bytes::from(value.clone());
+        let outcome = self.op(Op::SetXattr { ino: InodeId(ino), name: name.clone(), value: bytes, condition, drop_setgid: false });
+        let Some(node) = self.nodes.get_mut(&ino) else { return assert_eq!(outcome, Err(Status::Stale)) };
+        let exists = node.xattrs.contains_key(name.as_bytes());
+        match outcome {
+            Err(Status::Exists) => assert!(exists && condition.create),
+            Err(Status::NoData) => assert!(!exists && condition.replace),
+            outcome => {
+                assert!(outcome.is_ok() && !(exists && condition.create) && (exists || !condition.replace));
+                node.xattrs.insert(name.as_bytes().to_vec(), value);
+            }
+        }
+    }
+
+    fn remove_xattr(&mut self) {
+        let directory = self.random.chance(1, 4);
+        let (ino, name) = (self.pick(directory), self.xattr_name());
+        let outcome = self.op(Op::RemoveXattr { ino: InodeId(ino), name: name.clone() });
+        let Some(node) = self.nodes.get_mut(&ino) else { return assert_eq!(outcome, Err(Status::Stale)) };
+        let removed = node.xattrs.remove(name.as_bytes());
+        assert_eq!(outcome.err(), removed.is_none().then_some(Status::NoData));
+    }
+
+    /// Whether a range that was changed in slices lost its capability depends on whether a slice succeeded; a test of its own tells.
+    fn lose_capabilities(&mut self) {
+        for (ino, node) in &mut self.nodes {
+            let flags = self.world.namespace.attributes(InodeId(*ino)).unwrap().xattrs;
+            if !flags.has(XattrFlags::CAPABILITY) {
+                node.xattrs.remove(CAPABILITY);
+            }
+        }
+    }
+
+    fn compare_xattrs(&self, ino: u64, node: &Node) {
+        let Ok(Answer::Xattrs(names)) = self.world.namespace.query(&Query::Xattrs { ino: InodeId(ino) }) else { panic!() };
+        let names: Vec<&[u8]> = names.split(|&byte| byte == 0).filter(|name| !name.is_empty()).collect();
+        assert!(names.iter().eq(node.xattrs.keys()), "names of inode {ino}");
+        for (name, value) in &node.xattrs {
+            let name = XattrName::new(name.clone()).unwrap();
+            let answer = self.world.namespace.query(&Query::Xattr { ino: InodeId(ino), name });
+            assert_eq!(answer, Ok(Answer::Xattr(value.clone().into())), "inode {ino}");
+        }
+    }
+
     fn write(&mut self) {
         let ino = self.pick(false);
         let (mut patches, mut claims, mut writes) = (Vec::new(), Vec::new(), Vec::new());
@@ -379,11 +450,12 @@ impl Run {
     fn write_patches(&mut self, ino: u64, patches: Vec<Patch>, chunks: Vec<ChunkClaim>, writes: Vec<(WriteAt, Vec<u8>)>) {
         let named: Vec<ChunkHash> = chunks.iter().map(|claim| claim.hash).collect();
         let outcome = self.op(Op::Write { ino: InodeId(ino), patches, chunks, kill_privileges: false, behind: None });
-        let Some(Node { kind: Kind::File { bytes, size, reserved }, .. }) = self.nodes.get_mut(&ino) else {
+        let Some(Node { kind: Kind::File { bytes, size, reserved }, xattrs, .. }) = self.nodes.get_mut(&ino) else {
             assert_eq!(outcome, Err(Status::Stale));
             return self.drop_unreferenced(named);
         };
         let Ok(Replied::Written { attributes, .. }) = outcome else { panic!("{outcome:?}") };
+        xattrs.remove(CAPABILITY);
         for (at, new) in writes {
             let at = if let WriteAt::Offset(offset) = at { offset } else { *size };
             *size = (*size).max(at + new.len() as u64);
@@ -422,7 +494,8 @@ impl Run {
         let set = SetAttributes { size: Some(new), ..SetAttributes::default() };
         let outcome = self.op(Op::SetAttributes { ino: InodeId(ino), set });
         match self.nodes.get_mut(&ino) {
-            Some(Node { kind: Kind::File { bytes, size, reserved }, .. }) if outcome.is_ok() => {
+            Some(Node { kind: Kind::File { bytes, size, reserved }, xattrs, .. }) if outcome.is_ok() => {
+                xattrs.remove(CAPABILITY);
                 bytes.split_off(&new);
                 if new <= *size {
                     reserved.remove(new, u64::MAX);
@@ -559,6 +632,7 @@ impl Run {
             let attributes = self.world.namespace.attributes(InodeId(*ino)).unwrap();
             assert_eq!(attributes.links, node.links);
             assert_eq!(self.world.namespace.writer(InodeId(*ino)).is_some(), self.writes.contains(ino));
+            self.compare_xattrs(*ino, node);
             match &node.kind {
                 Kind::File { bytes, size, reserved } => {
                     assert_eq!((attributes.kind, attributes.size), (FileKind::File, *size));

@@ -49,6 +49,8 @@ impl Namespace {
             Query::ReadDirectory { ino, after, limit } => self.read_directory(*ino, *after, *limit),
             Query::Extents { ino, range, known } => self.extents(*ino, *range, *known),
             Query::Seek { ino, offset, what } => self.seek(*ino, *offset, *what),
+            Query::Xattr { ino, name } => self.xattr(*ino, name),
+            Query::Xattrs { ino } => self.xattrs(*ino),
             Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
             Query::TestLock { .. } | Query::LeaveLockQueue { .. } => Err(Status::NotSupported),
         }

@@ -79,14 +79,14 @@ impl Outcome {
 
 fn with_attributes(digest: Digest, attributes: &Attributes) -> u64 {
     // Taken apart by name, so that a field added later is not forgotten.
-    let Attributes { ino, kind, mode, uid, gid, links, size, blocks, atime, mtime, ctime, rdev, version, data_version, parent } =
+    let Attributes { ino, kind, mode, uid, gid, links, size, blocks, atime, mtime, ctime, rdev, version, data_version, parent, xattrs } =
         *attributes;
     let mut digest = digest.word(ino.0).word((kind as u64) << 48 | u64::from(mode) << 32 | u64::from(links));
     digest = digest.word(u64::from(uid) << 32 | u64::from(gid)).word(size).word(blocks);
     for time in [atime, mtime, ctime] {
         digest = digest.word(time.seconds as u64).word(u64::from(time.nanos));
     }
-    digest.word(u64::from(rdev)).word(version).word(data_version).word(parent.0).end()
+    digest.word(u64::from(xattrs.bits()) << 32 | u64::from(rdev)).word(version).word(data_version).word(parent.0).end()
 }
 
 /// Whether the same request under the same number may succeed later, so that its outcome must not be remembered.

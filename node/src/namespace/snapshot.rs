@@ -36,6 +36,13 @@ enum Row {
     /// The state hash that all rows together must give.
     End(u64),
     Locks(InodeId, Box<LockTable>),
+    Xattr {
+        ino: InodeId,
+        #[serde(with = "dfs::types::serde_bytes_vec")]
+        name: Vec<u8>,
+        #[serde(with = "dfs::types::serde_bytes_vec")]
+        value: Vec<u8>,
+    },
 }
 
 /// A snapshot on its way out.
@@ -73,6 +80,7 @@ fn row_of(key: Key, record: Record) -> Row {
         (Key::Outcome(id, number), Record::Outcome(outcome)) => Row::Outcome(id, number, outcome),
         (Key::Writer(ino), Record::Writer(session)) => Row::Writer(ino, session),
         (Key::Locks(ino), Record::Locks(table)) => Row::Locks(ino, table),
+        (Key::Xattr(ino, name), Record::Xattr(value)) => Row::Xattr { ino, name: name.to_vec(), value: value.into() },
         _ => unreachable!("a record under a key of another table"),
     }
 }
@@ -181,6 +189,7 @@ impl SnapshotLoader {
             Row::Session(id, session) => store.put_session(id, Some(session)),
             Row::Outcome(id, number, outcome) => store.put(Key::Outcome(id, number), Some(Record::Outcome(outcome))),
             Row::Writer(ino, session) => store.put_writer(ino, Some(session)),
+            Row::Xattr { ino, name, value } => store.put_xattr(ino, &name, Some(&value)),
             Row::End(hash) => self.end = Some(hash),
             Row::Locks(_, table) if !table.is_well_formed() => return Err(Status::Malformed),
             Row::Locks(ino, table) => store.put(Key::Locks(ino), Some(Record::Locks(table))),

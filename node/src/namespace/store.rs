@@ -10,6 +10,7 @@ use std::sync::Arc;
 use dfs::capacity::chunk_charge;
 use dfs::locks::LockTable;
 use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
+use dfs::xattr::XattrFlags;
 
 use super::chunks::ChunkRecord;
 use super::digest::Digest;
@@ -32,6 +33,7 @@ pub(super) enum Key {
     Outcome(SessionId, u64),
     Writer(InodeId),
     Locks(InodeId),
+    Xattr(InodeId, NameBytes),
 }
 
 /// A record of any table.
@@ -47,6 +49,7 @@ pub(super) enum Record {
     Writer(SessionId),
     /// Never an empty table.
     Locks(Box<LockTable>),
+    Xattr(Box<[u8]>),
 }
 
 /// A name in a directory.
@@ -98,6 +101,7 @@ pub(super) struct Store {
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
     writers: BTreeMap<InodeId, SessionId>,
     locks: BTreeMap<InodeId, Box<LockTable>>,
+    xattrs: BTreeMap<(InodeId, NameBytes), Box<[u8]>>,
     /// Derived: names by cookie.
     cookies: BTreeMap<(InodeId, Cookie), NameBytes>,
     /// Derived: inodes without a name.
@@ -129,6 +133,7 @@ impl Record {
             (Key::Outcome(session, number), Record::Outcome(outcome)) => outcome.digest(*session, *number),
             (Key::Writer(ino), Record::Writer(session)) => Digest::new(9).word(ino.0).word(session.0).end(),
             (Key::Locks(ino), Record::Locks(table)) => super::locks::digest(*ino, table),
+            (Key::Xattr(ino, name), Record::Xattr(value)) => Digest::new(10).word(ino.0).bytes(name).bytes(value).end(),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -137,6 +142,7 @@ impl Record {
     fn weight(&self, key: &Key) -> u64 {
         match (key, self) {
             (Key::Entry(_, name), _) => 168 + name.len() as u64,
+            (Key::Xattr(_, name), Record::Xattr(value)) => 128 + (name.len() + value.len()) as u64,
             (_, Record::Inode(inode)) => inode.weight(),
             (_, Record::Slot(slot)) => slot.weight(),
             (_, Record::Chunk(chunk)) => chunk.weight(),
@@ -144,7 +150,7 @@ impl Record {
             (_, Record::Outcome(_)) => 256,
             (_, Record::Writer(_)) => 96,
             (_, Record::Locks(table)) => super::locks::weight(table),
-            (_, Record::Entry(_)) => unreachable!("an entry under a key of another table"),
+            (_, Record::Entry(_) | Record::Xattr(_)) => unreachable!("a record under a key of another table"),
         }
     }
 
@@ -269,6 +275,8 @@ impl Store {
                 self.lock_index.subtract(ino, old.as_deref());
                 old.map(Record::Locks)
             }
+            (Key::Xattr(ino, name), Some(Record::Xattr(value))) => self.xattrs.insert((ino, name), value).map(Record::Xattr),
+            (Key::Xattr(ino, name), None) => self.xattrs.remove(&(ino, name)).map(Record::Xattr),
             _ => unreachable!("a record under a key of another table"),
         }
     }
@@ -330,6 +338,28 @@ impl Store {
         if table.is_some() || self.locks.contains_key(&ino) {
             self.put(Key::Locks(ino), table.map(|table| Record::Locks(Box::new(table))));
         }
+    }
+}
+
+/// Extended attributes.
+impl Store {
+    pub fn put_xattr(&mut self, ino: InodeId, name: &[u8], value: Option<&[u8]>) {
+        self.put(Key::Xattr(ino, name.into()), value.map(|value| Record::Xattr(value.into())));
+    }
+
+    pub fn xattr(&self, ino: InodeId, name: &[u8]) -> Option<&[u8]> {
+        self.xattrs.get(&(ino, NameBytes::from(name))).map(|value| &**value)
+    }
+
+    /// Names and values of one inode, by name.
+    pub fn xattrs(&self, ino: InodeId) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let first = (ino, NameBytes::from(&b""[..]));
+        self.xattrs.range(first..).take_while(move |((of, _), _)| *of == ino).map(|((_, name), value)| (&**name, &**value))
+    }
+
+    /// What the inode's flags have to say.
+    pub fn xattr_flags(&self, ino: InodeId) -> XattrFlags {
+        self.xattrs(ino).fold(XattrFlags::default(), |flags, (name, _)| flags.with(XattrFlags::of_name(name)))
     }
 }
 
@@ -473,8 +503,9 @@ impl Store {
             Key::Outcome(..) => 5,
             Key::Writer(_) => 6,
             Key::Locks(_) => 7,
+            Key::Xattr(..) => 8,
         });
-        for table in rank..8 {
+        for table in rank..9 {
             let after = if table == rank { key.cloned() } else { None };
             let found = match (table, after) {
                 (0, Some(Key::Inode(ino))) => next(&self.inodes, Some(ino)).map(inode_row),
@@ -491,8 +522,10 @@ impl Store {
                 (5, _) => next(&self.outcomes, None).map(outcome_row),
                 (6, Some(Key::Writer(ino))) => next(&self.writers, Some(ino)).map(writer_row),
                 (6, _) => next(&self.writers, None).map(writer_row),
-                (_, Some(Key::Locks(ino))) => next(&self.locks, Some(ino)).map(locks_row),
-                (_, _) => next(&self.locks, None).map(locks_row),
+                (7, Some(Key::Locks(ino))) => next(&self.locks, Some(ino)).map(locks_row),
+                (7, _) => next(&self.locks, None).map(locks_row),
+                (_, Some(Key::Xattr(ino, name))) => next(&self.xattrs, Some((ino, name))).map(xattr_row),
+                (_, _) => next(&self.xattrs, None).map(xattr_row),
             };
             if found.is_some() {
                 return found;
@@ -538,6 +571,11 @@ fn locks_row((ino, table): (&InodeId, &Box<LockTable>)) -> (Key, Record) {
     (Key::Locks(*ino), Record::Locks(table.clone()))
 }
 
+#[expect(clippy::borrowed_box, reason = "what the table's iterators give")]
+fn xattr_row(((ino, name), value): (&(InodeId, NameBytes), &Box<[u8]>)) -> (Key, Record) {
+    (Key::Xattr(*ino, name.clone()), Record::Xattr(value.clone()))
+}
+
 /// Checks that cost a walk over everything.
 impl Store {
     /// Every record, in key order.
@@ -552,6 +590,7 @@ impl Store {
             .chain(self.outcomes.iter().map(outcome_row))
             .chain(self.writers.iter().map(writer_row))
             .chain(self.locks.iter().map(locks_row))
+            .chain(self.xattrs.iter().map(xattr_row))
     }
 
     /// What the door keeps equals what the records say.

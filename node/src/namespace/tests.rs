@@ -66,7 +66,18 @@ impl World {
     }
 
     fn create(&mut self, parent: InodeId, text: &str, kind: NewKind) -> Result<Attributes, Status> {
-        let op = Op::Create { parent, name: name(text), kind, mode: 0o644, uid: 10, gid: 20, exclusive: true, hold: false, write: false };
+        let op = Op::Create {
+            parent,
+            name: name(text),
+            kind,
+            mode: 0o644,
+            uid: 10,
+            gid: 20,
+            exclusive: true,
+            hold: false,
+            write: false,
+            umask: 0,
+        };
         match self.op(op)? {
             Replied::Entry { attributes, created: true, .. } => Ok(attributes),
             other => panic!("{other:?}"),
@@ -146,6 +157,7 @@ fn a_late_or_doubled_request_gets_the_first_outcome() {
         exclusive: true,
         hold: false,
         write: false,
+        umask: 0,
     };
     assert_eq!(world.op(op), Err(Status::Exists));
     let refused = world.last.clone().unwrap();

@@ -71,7 +71,11 @@ pub(super) fn claim(namespace: &Namespace, op: &Op) -> Claim {
             let kept = if *mode == RenameMode::Exchange { Rights::NAMES } else { Rights::NONE };
             child(to_parent, to_name).into_iter().for_each(|ino| claim.change(ino, kept));
         }
-        Op::SetAttributes { ino, .. } | Op::Write { ino, .. } | Op::Allocate { ino, .. } => claim.change(*ino, Rights::NAMES),
+        Op::SetAttributes { ino, .. }
+        | Op::Write { ino, .. }
+        | Op::Allocate { ino, .. }
+        | Op::SetXattr { ino, .. }
+        | Op::RemoveXattr { ino, .. } => claim.change(*ino, Rights::NAMES),
         Op::Copy { from, to, .. } => {
             claim.change(*to, Rights::NAMES);
             claim.looks.push(*from);
@@ -159,6 +163,8 @@ pub(super) fn looks_at(namespace: &Namespace, query: &Query) -> Option<InodeId> 
     match query {
         Query::Lookup { parent, name } => namespace.child(*parent, name),
         Query::Attributes { ino } | Query::Extents { ino, .. } | Query::Seek { ino, .. } => Some(*ino),
+        // Bytes that somebody has not committed yet take file capabilities away.
+        Query::Xattr { ino, .. } | Query::Xattrs { ino } => Some(*ino),
         Query::Resolve { .. } => match namespace.query(query) {
             Ok(dfs::wire::namespace::Answer::Attributes(attributes)) => Some(attributes.ino),
             _ => None,

@@ -22,7 +22,7 @@ fn list(after: u64, limit: u32) -> Call {
 
 fn create(text: &str) -> Call {
     let (kind, mode, uid, gid, exclusive, hold, write) = (NewKind::File, 0o644, 0, 0, true, true, false);
-    Call::Op(Op::Create { parent: DIRECTORY, name: name(text), kind, mode, uid, gid, exclusive, hold, write })
+    Call::Op(Op::Create { parent: DIRECTORY, name: name(text), kind, mode, uid, gid, exclusive, hold, write, umask: 0 })
 }
 
 fn unlink(text: &str) -> Call {

@@ -37,6 +37,7 @@ fn blank() -> Attributes {
         version: 0,
         data_version: 0,
         parent: InodeId(0),
+        xattrs: Default::default(),
     }
 }
 
@@ -217,9 +218,9 @@ impl Kernel {
         let request = match opens {
             true => {
                 let mode_of = OpenMode { exclusive: true, write: true, ..OpenMode::default() };
-                Request::Create { parent, name: text.clone(), permissions: mode, mode: mode_of }
+                Request::Create { parent, name: text.clone(), permissions: mode, umask: 0, mode: mode_of }
             }
-            false => Request::Make { parent, name: text.clone(), kind, mode },
+            false => Request::Make { parent, name: text.clone(), kind, mode, umask: 0 },
         };
         let (reply, at) = self.ask(user(uid), request).await;
         self.state(|state| state.forget_attributes(parent));

@@ -61,6 +61,7 @@ impl Namespace {
             }
             inode.set_file(file);
         });
+        self.drop_capability(ino);
     }
 
     /// Whether so many more bytes could be reserved at all: a range far too large is refused at once, not when all space is used up.
