@@ -567,7 +567,7 @@ impl Filesystem for Shell {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.ask(req, Asked::Xattr { ino: inode(ino), name: bytes_of(name), size }, Slot::Xattr(reply, size));
+        self.ask(req, Asked::Xattr { ino: inode(ino), name: bytes_of(name) }, Slot::Xattr(reply, size));
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

@@ -186,11 +186,10 @@ pub enum Request {
         to_offset: u64,
         length: u64,
     },
-    /// Value of an extended attribute, for a buffer of that size; 0 asks for its length.
+    /// Value of an extended attribute.
     Xattr {
         ino: InodeId,
         name: Vec<u8>,
-        size: u32,
     },
     Xattrs {
         ino: InodeId,

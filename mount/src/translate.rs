@@ -303,7 +303,7 @@ impl Translator {
                 let truncate = truncation(mode, context);
                 self.call(Step::Create { token, truncate }, client::Call::Op(op));
             }
-            Request::Xattr { ino, name, size } => return self.xattr(token, ino, name, size),
+            Request::Xattr { ino, name } => return self.xattr(token, ino, name),
             Request::Xattrs { ino } => self.query(token, Shape::Xattr, Query::Xattrs { ino }),
             Request::SetXattr { ino, new } => return self.set_xattr(token, context, ino, new),
             Request::RemoveXattr { ino, name } => return self.remove_xattr(token, ino, name),

@@ -3,12 +3,15 @@
 //! Only an answer that grants a right fills what is kept under it: while the leader has somebody's change under way it answers without grants,
 //! and such an answer may be older than the change. Answers and recalls come in order on one link, and those of an earlier term teach nothing.
 
+use bytes::Bytes;
+
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Attributes, InodeId, Name, RequestNumber, Rights};
 use crate::wire::message::{Grant, Response};
 use crate::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Replied};
+use crate::xattr::XattrFlags;
 
 use super::Reply;
 use super::asks::Owner;
@@ -71,6 +74,12 @@ impl Core {
                 let entries = lines.into_iter().map(|line| self.known_line(now, line)).collect::<Option<Vec<_>>>()?;
                 Answer::Directory { entries, end, attributes }
             }
+            // What an inode lacks is told with its attributes; the kernel asks for some of it again and again.
+            Query::Xattr { ino, name } => {
+                let present = self.known_attributes(now, *ino)?.xattrs;
+                return if present.has(XattrFlags::of_name(name.as_bytes())) { None } else { Some(Err(Status::NoData)) };
+            }
+            Query::Xattrs { ino } if !self.known_attributes(now, *ino)?.xattrs.has(XattrFlags::ANY) => Answer::Xattrs(Bytes::new()),
             _ => return None,
         };
         Some(Ok(Reply::Answer(answer)))

@@ -10,6 +10,7 @@ use crate::time::Time;
 use crate::types::{Attributes, ChunkHash, Cookie, Epoch, FileKind, NodeId, RequestNumber, Rights, Term, Timestamp};
 use crate::wire::message::{Body, Failure, Grant, Request, Response};
 use crate::wire::namespace::{ChunkClaim, DirectoryEntry, LayoutVersion, Patch, SetAttributes, Source};
+use crate::xattr::{CAPABILITY, XattrFlags};
 
 mod cached;
 
@@ -389,6 +390,7 @@ impl World {
                 Answer::Directory { entries, end, attributes: directory }
             }
             Query::ReadLink { .. } => Answer::Target(b"target".to_vec()),
+            Query::Xattr { .. } => Answer::Xattr(Bytes::from_static(b"value")),
             _ => Answer::Done,
         }
     }
@@ -464,6 +466,9 @@ fn address(port: u16) -> Address {
     Address::Tcp { host: "n".into(), port }
 }
 
+/// The one inode that has an extended attribute.
+const WITH_CAPABILITY: InodeId = InodeId(12);
+
 fn attributes(ino: InodeId, file: &File) -> Attributes {
     let zero = Timestamp::default();
     Attributes {
@@ -482,7 +487,7 @@ fn attributes(ino: InodeId, file: &File) -> Attributes {
         version: file.version.data,
         data_version: file.version.data,
         parent: InodeId(1),
-        xattrs: Default::default(),
+        xattrs: if ino == WITH_CAPABILITY { XattrFlags::of_name(CAPABILITY) } else { XattrFlags::default() },
     }
 }
 

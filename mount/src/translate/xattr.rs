@@ -1,16 +1,9 @@
-//! Extended attributes: requests for them, and what is known about them without asking.
+//! Requests for extended attributes, and what the kernel leaves to the file system of setgid.
 //!
 //! The kernel asks for a few names again and again that most inodes lack: for the access ACL with permission checks by others than the
-//! owner, for `security.capability` (with size 0) before writes and truncations. The attributes of every reply say whether there are such
-//! (`XattrFlags`); what is absent by the newest attributes that this mount has seen is answered from them:
-//!
-//! - ACLs. The kernel asks after it has made sure of the mode, so the absence is as fresh as the mode itself: without a right on the inode
-//!   attributes have no time to live and come with the same system call; under a right they are exact.
-//! - `security.capability` with size 0: only the kernel asks so, to decide whether it has to take capabilities away. That is not left to
-//!   it: the namespace takes them away with every change of content, in the same log entry. So a late answer harms nothing.
-//!
-//! What is present, and every other name, is asked of the leader. "Present" is never answered from memory: the kernel would go on to
-//! remove what is gone, and fail the write.
+//! owner, for `security.capability` before cached writes. The client core answers from the attributes what is absent, as long as it has a
+//! right on the inode; here nothing is answered from memory. Whether the kernel learned in time that a file has capabilities does not
+//! matter: the namespace takes them away with every change of content, in the same log entry.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +11,7 @@ use dfs::client;
 use dfs::status::Status;
 use dfs::types::{Attributes, FileKind, InodeId, ROOT};
 use dfs::wire::namespace::{Answer, Op, Query, Replied, SetAttributes, SetTime};
-use dfs::xattr::{ACCESS_ACL, CAPABILITY, DEFAULT_ACL, XattrFlags, XattrName};
+use dfs::xattr::{ACCESS_ACL, XattrName};
 
 use super::{Shape, Step, Translator};
 use crate::requests::{Context, NewXattr, Reply, WriteKind};
@@ -35,7 +28,6 @@ struct Seen {
     kind: FileKind,
     mode: u16,
     gid: u32,
-    xattrs: XattrFlags,
 }
 
 /// What is known of the inodes that the kernel knows.
@@ -47,8 +39,8 @@ pub(super) struct Known {
 impl Known {
     /// Takes in attributes, unless newer ones are there.
     pub fn note(&mut self, attributes: &Attributes) {
-        let Attributes { ino, version, kind, mode, gid, xattrs, .. } = *attributes;
-        let new = Seen { version, kind, mode, gid, xattrs };
+        let Attributes { ino, version, kind, mode, gid, .. } = *attributes;
+        let new = Seen { version, kind, mode, gid };
         let seen = self.inodes.entry(ino).or_insert(new);
         if seen.version <= version {
             *seen = new;
@@ -69,12 +61,6 @@ impl Known {
 
     pub fn forget(&mut self, ino: InodeId) {
         self.inodes.remove(&ino);
-    }
-
-    /// Whether the inode is known to have nothing under that name. `size`: of the buffer that the value is for, 0 asks for its length.
-    fn lacks(&self, ino: InodeId, name: &[u8], size: u32) -> bool {
-        let asked = matches!(name, ACCESS_ACL | DEFAULT_ACL) || name == CAPABILITY && size == 0;
-        asked && self.inodes.get(&ino).is_some_and(|seen| !seen.xattrs.has(XattrFlags::of_name(name)))
     }
 
     /// The group of an inode with setgid.
@@ -99,10 +85,7 @@ impl Translator {
         }
     }
 
-    pub(super) fn xattr(&mut self, token: u64, ino: InodeId, name: Vec<u8>, size: u32) -> Result<(), Status> {
-        if self.xattrs.lacks(ino, &name, size) {
-            return Err(Status::NoData);
-        }
+    pub(super) fn xattr(&mut self, token: u64, ino: InodeId, name: Vec<u8>) -> Result<(), Status> {
         let name = XattrName::new(name)?;
         name.class()?;
         self.query(token, Shape::Xattr, Query::Xattr { ino, name });
@@ -171,15 +154,11 @@ pub(super) fn shaped(reply: client::Reply) -> Result<Reply, Status> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use dfs::xattr::XattrCondition;
+    use dfs::xattr::{DEFAULT_ACL, XattrCondition};
 
     use super::super::tests::{INO, Script, attributes};
     use super::*;
     use crate::requests::{OpenMode, Request};
-
-    fn ask(script: &mut Script, name: &[u8], size: u32) -> u64 {
-        script.ask(Request::Xattr { ino: INO, name: name.to_vec(), size })
-    }
 
     /// The answer to `stat`, as the leader gives it.
     fn see(script: &mut Script, change: impl FnOnce(&mut Attributes)) {
@@ -191,51 +170,12 @@ mod tests {
         script.reply();
     }
 
-    fn is_asked(script: &mut Script, name: &[u8], size: u32) {
-        let token = ask(script, name, size);
-        let (step, call) = script.call();
-        assert!(matches!(call, client::Call::Query(Query::Xattr { ino: INO, name: of }) if of.as_bytes() == name));
-        script.answer(step, Answer::Xattr(Bytes::from_static(b"value")));
-        assert_eq!(script.reply(), (token, Reply::Xattr(Bytes::from_static(b"value"))));
-    }
-
-    fn is_absent(script: &mut Script, name: &[u8], size: u32) {
-        let token = ask(script, name, size);
-        assert_eq!(script.reply(), (token, Reply::Error(Status::NoData)));
-        script.quiet();
-    }
-
-    #[test]
-    fn what_the_attributes_say_is_absent_costs_no_message() {
-        let mut script = Script::new();
-        for name in [ACCESS_ACL, DEFAULT_ACL, CAPABILITY] {
-            is_asked(&mut script, name, 0);
-        }
-        see(&mut script, |_| {});
-        for name in [ACCESS_ACL, DEFAULT_ACL] {
-            is_absent(&mut script, name, 4096);
-        }
-        is_absent(&mut script, CAPABILITY, 0);
-        // Who wants the value wants it exactly; so does who asks for any other name.
-        is_asked(&mut script, CAPABILITY, 24);
-        is_asked(&mut script, b"user.a", 0);
-        // What is there, or was seen last, is asked for.
-        see(&mut script, |seen| (seen.version, seen.xattrs) = (5, XattrFlags::of_name(CAPABILITY)));
-        is_asked(&mut script, CAPABILITY, 0);
-        is_absent(&mut script, ACCESS_ACL, 4096);
-        // An answer that was overtaken changes nothing.
-        see(&mut script, |seen| seen.version = 4);
-        is_asked(&mut script, CAPABILITY, 0);
-        see(&mut script, |seen| seen.version = 6);
-        is_absent(&mut script, CAPABILITY, 0);
-    }
-
     #[test]
     fn what_the_kernel_forgot_is_forgotten() {
         let mut script = Script::new();
         see(&mut script, |_| {});
         script.translator.on_forget(INO, 1);
-        is_asked(&mut script, ACCESS_ACL, 0);
+        assert!(script.translator.xattrs.inodes.is_empty());
         // Answers about inodes that the kernel never gets to know do not pile up.
         for number in 0..2 * UNKNOWN_KEPT_MAX as u64 {
             script.translator.note_xattrs(&client::Reply::Answer(Answer::Attributes(attributes(InodeId(number), FileKind::File))));

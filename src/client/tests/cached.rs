@@ -3,6 +3,7 @@
 use super::*;
 use crate::wire::message::{Notice, Recall};
 use crate::wire::namespace::{NewKind, RenameMode};
+use crate::xattr::{ACCESS_ACL, XattrName};
 
 fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
@@ -129,6 +130,33 @@ fn what_is_known_under_a_right_costs_no_message() {
     let Ok(Reply::Answer(Answer::Directory { entries, end, .. })) = world.call(list(10, 1)) else { panic!() };
     assert_eq!((entries.len(), entries[0].name.clone(), entries[0].current, end), (1, name("b"), true, false));
     assert!(world.core.lifetime(INO).is_some() && world.core.names_lifetime(DIRECTORY).is_some());
+}
+
+#[test]
+fn extended_attributes_that_are_known_to_be_absent_cost_no_message() {
+    let mut world = World::caching();
+    let ask = |ino, name: &[u8]| Call::Query(Query::Xattr { ino, name: XattrName::new(name).unwrap() });
+    let absent = |result| matches!(result, Err(Status::NoData));
+    let there = |result| matches!(result, Ok(Reply::Answer(Answer::Xattr(value))) if value == b"value"[..]);
+    // What is not known is asked; so is what is there, and what shares the one bit with it.
+    assert!(there(world.call(ask(InodeId(10), CAPABILITY))));
+    for ino in [10, 12] {
+        assert_eq!(world.cost(stat(InodeId(ino))), 1);
+    }
+    let before = world.core.counters();
+    for name in [CAPABILITY, ACCESS_ACL, b"user.a"] {
+        assert!(absent(world.call(ask(InodeId(10), name))));
+    }
+    assert!(absent(world.call(ask(InodeId(12), ACCESS_ACL))));
+    let listed = world.call(Call::Query(Query::Xattrs { ino: InodeId(10) }));
+    assert!(matches!(listed, Ok(Reply::Answer(Answer::Xattrs(names))) if names.is_empty()));
+    assert_eq!(world.core.counters(), before);
+    for name in [CAPABILITY, b"user.a"] {
+        assert!(there(world.call(ask(InodeId(12), name))));
+    }
+    // Absence ends with the right.
+    world.recall_inode(1, InodeId(10));
+    assert!(there(world.call(ask(InodeId(10), CAPABILITY))));
 }
 
 #[test]
