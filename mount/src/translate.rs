@@ -222,7 +222,7 @@ impl Translator {
                 let query = Query::Lookup { parent, name: Name::new(name)? };
                 self.call(Step::Named { token, shape: Shape::Entry }, client::Call::Query(query));
             }
-            Request::GetAttributes { ino } => self.query(token, Shape::Attributes, Query::Attributes { ino }),
+            Request::GetAttributes { ino } | Request::Refresh { ino } => self.query(token, Shape::Attributes, Query::Attributes { ino }),
             Request::ReadLink { ino } => self.query(token, Shape::Target, Query::ReadLink { ino }),
             Request::Space => self.query(token, Shape::Space, Query::Space),
             Request::SetAttributes { ino, set } => {
