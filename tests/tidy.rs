@@ -29,6 +29,7 @@ const DRIVERS: &[&str] = &[
     "mount/src/lock_request.rs",
     "mount/src/main.rs",
     "mount/src/mounting.rs",
+    "mount/src/notifier.rs",
     "mount/src/run.rs",
     "mount/src/server.rs",
     "mount/src/signals.rs",

@@ -79,7 +79,7 @@ impl Fs {
         Fs {
             core,
             translator: Translator::new(options),
-            keeper: Keeper::new(options.relaxed, config.op_timeout),
+            keeper: Keeper::new(options.relaxed),
             outputs: VecDeque::new(),
             config,
             random,
@@ -231,7 +231,7 @@ impl Fs {
             }
             let mut quiet = true;
             let mut lost = false;
-            while let Some(kept) = leased(&self.core, now, |lease| self.keeper.poll(now, lease)) {
+            while let Some(kept) = self.keeper.poll() {
                 match kept {
                     Kept::Reply { token, reply, keep } => self.outputs.push_back(FsOutput::Reply { token, reply, keep }),
                     Kept::Notify { id, notice } => self.outputs.push_back(FsOutput::Notify { id, notice }),

@@ -323,8 +323,11 @@ impl Filesystem for Shell {
         let _ = self.server.send_waiting(Input::Forget(vec![(inode(ino), nlookup)]));
     }
 
-    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.ask(req, Asked::GetAttributes { ino: inode(ino) }, Slot::Attributes(reply));
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        // stat and fstat never name a handle; a cached read does.
+        let ino = inode(ino);
+        let request = if fh.is_some() { Asked::Refresh { ino } } else { Asked::GetAttributes { ino } };
+        self.ask(req, request, Slot::Attributes(reply));
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -9,8 +9,9 @@
 //! - Names are protected by the directory's lock, which a lookup, a listing or a change holds and an invalidation of a name takes. An invalidation
 //!   therefore comes after the reply that it might have missed. After an epoch each name is looked up anew; a lookup or a creation remembers the
 //!   epoch of its question, but a listing with attributes that of its answer, so an epoch does not reach a listing that is being taken.
-//! - A cached read asks for attributes first if theirs have ended, and drops all pages if size or mtime have changed. Hence pages that are suspect
-//!   do no harm while attributes have no lifetime and their GETATTR is not answered. Replies of other kinds may go: they only do not count.
+//! - A cached read asks for attributes first if theirs have ended, naming its handle (stat and fstat do not), and drops all pages if size or mtime
+//!   have changed before it goes on. Hence pages that are suspect do no harm while attributes have no lifetime, and the reply to such a
+//!   question shows another mtime.
 //! - What is said about an inode that the kernel does not have is lost on it; so it is said again until the reply that brings it, or the
 //!   FORGET that tells of its end, has arrived.
 //! - An open without FOPEN_KEEP_CACHE drops the pages, some time after its reply.
@@ -21,13 +22,12 @@ use std::time::Duration;
 
 use dfs::client::Invalidation;
 use dfs::limits;
-use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{Attributes, FileKind, InodeId};
 
 use crate::fs::KernelNotice;
 use crate::pages::Pages;
-use crate::recalls::{Names, Recalled, Recalls, Waiter};
+use crate::recalls::{Names, Recalled, Recalls};
 use crate::requests::{Content, Handle, Keep, Listing, Reply, Request, WriteKind};
 
 /// Unit of the kernel's pages.
@@ -61,6 +61,7 @@ pub enum Kept {
 #[derive(Clone, Copy, Debug)]
 enum Asked {
     Attributes,
+    Refresh,
     Changed,
     /// An entry of that directory is looked up, made, removed; the kernel holds its lock. `dated`: the kernel would drop the attributes of
     /// the reply if they were overtaken, or they are of a new inode.
@@ -96,25 +97,10 @@ enum Asked {
     },
 }
 
-/// A GETATTR reply that must not leave before suspect pages have been dropped.
-#[derive(Debug)]
-struct Held {
-    attributes: Attributes,
-    until: Time,
-}
-
-/// A notice to drop pages that is not sent yet.
-#[derive(Debug)]
-struct Postponed {
-    until: Time,
-    waiters: Vec<Waiter>,
-}
-
 /// The state machine.
 #[derive(Debug)]
 pub struct Keeper {
     relaxed: Duration,
-    patience: Duration,
     pages: Pages,
     recalls: Recalls,
     asked: BTreeMap<u64, Asked>,
@@ -130,24 +116,24 @@ pub struct Keeper {
     moving: BTreeMap<InodeId, usize>,
     /// Notices that would wait for those locks: sent when the requests are answered, or after a while. A thread that waits in the kernel
     /// for an answer of this process outlives a SIGKILL of it, and the mount with it.
-    postponed: BTreeMap<InodeId, Postponed>,
-    held: BTreeMap<u64, Held>,
-    held_until: BTreeSet<(Time, u64)>,
+    postponed: BTreeMap<InodeId, Time>,
+    /// When the kernel last asked for attributes to use suspect pages of that inode.
+    refreshed: BTreeMap<InodeId, Time>,
+    /// Makes each false time another one.
+    falsified: u32,
     /// Suspect pages that nobody asks about.
     sweeps: BTreeSet<(Time, InodeId)>,
     swept: BTreeMap<InodeId, Time>,
     /// Pages to be dropped after the reply that brings them.
     dropping: Vec<InodeId>,
-    /// Each with whether it is a reply that was held.
-    outputs: VecDeque<(Kept, bool)>,
+    outputs: VecDeque<Kept>,
 }
 
 impl Keeper {
-    /// The kernel has nothing. `relaxed`: lifetimes that are given without a right; `patience`: of a GETATTR that waits for pages to be dropped.
-    pub fn new(relaxed: Duration, patience: Duration) -> Self {
+    /// The kernel has nothing. `relaxed`: lifetimes that are given without a right.
+    pub fn new(relaxed: Duration) -> Self {
         Keeper {
             relaxed,
-            patience,
             pages: Pages::default(),
             recalls: Recalls::new(false),
             asked: BTreeMap::new(),
@@ -157,8 +143,8 @@ impl Keeper {
             locked: BTreeMap::new(),
             moving: BTreeMap::new(),
             postponed: BTreeMap::new(),
-            held: BTreeMap::new(),
-            held_until: BTreeSet::new(),
+            refreshed: BTreeMap::new(),
+            falsified: 0,
             sweeps: BTreeSet::new(),
             swept: BTreeMap::new(),
             dropping: Vec::new(),
@@ -189,6 +175,12 @@ impl Keeper {
             Request::Unlink { parent, .. } | Request::RemoveDirectory { parent, .. } | Request::Link { parent, .. } => name(*parent, false),
             Request::Rename { from_parent, to_parent, .. } => Asked::Name { parents: [*from_parent, *to_parent], dated: false },
             Request::GetAttributes { .. } => Asked::Attributes,
+            Request::Refresh { ino } => {
+                if self.pages.is_suspect(*ino) || (lease.content)(*ino).is_none() {
+                    self.refreshed.insert(*ino, now);
+                }
+                Asked::Refresh
+            }
             Request::SetAttributes { .. } => Asked::Changed,
             Request::Open { ino, mode } => Asked::Open { ino: *ino, direct: mode.direct, truncate: mode.truncate },
             Request::OpenDirectory { ino } => Asked::OpenDirectory { ino: *ino },
@@ -230,7 +222,7 @@ impl Keeper {
         if paged && offset != believed {
             // The kernel believes its bytes elsewhere.
             self.pages.doubt(ino);
-            self.dropping.push(ino);
+            self.sweep(now, ino);
         }
     }
 
@@ -240,12 +232,18 @@ impl Keeper {
     }
 
     /// A reply is ready. `known`: how often the kernel has been given an inode.
-    pub fn on_reply(&mut self, now: Time, token: u64, reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
+    pub fn on_reply(&mut self, now: Time, token: u64, mut reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
         let asked = self.asked.remove(&token);
         asked.iter().flat_map(locks).for_each(|directory| _ = lower(&mut self.locked, directory));
         let mut keep = Keep::default();
-        match (asked, &reply) {
-            (Some(Asked::Attributes), Reply::Attributes(attributes)) => return self.tell(now, token, *attributes, lease),
+        match (asked, &mut reply) {
+            (Some(Asked::Attributes), Reply::Attributes(attributes)) => keep.attributes = self.attributes(now, attributes, lease),
+            (Some(Asked::Refresh), Reply::Attributes(attributes)) => {
+                keep.attributes = self.attributes(now, attributes, lease);
+                if self.pages.is_suspect(attributes.ino) {
+                    self.falsify(attributes);
+                }
+            }
             (Some(Asked::Changed), Reply::Attributes(attributes)) => _ = self.attributes(now, attributes, lease),
             (Some(Asked::Name { parents: [parent, _], dated }), Reply::Entry(attributes)) => {
                 let lifetime = self.attributes(now, attributes, lease);
@@ -293,14 +291,14 @@ impl Keeper {
             (Some(Asked::Read { ino, .. } | Asked::Write { ino, .. } | Asked::List { ino, .. }), _) => self.pages.end_without(ino, token),
             _ => {}
         }
-        self.outputs.push_back((Kept::Reply { token, reply, keep }, false));
+        self.outputs.push_back(Kept::Reply { token, reply, keep });
         for ino in asked.iter().flat_map(moves) {
             if lower(&mut self.moving, ino) {
                 self.send_postponed(ino);
             }
         }
         while let Some(ino) = self.dropping.pop() {
-            self.drop_pages(now, ino, None);
+            self.drop_pages(now, ino);
         }
         self.pump(now);
     }
@@ -324,7 +322,7 @@ impl Keeper {
         names.busy = self.moving.contains_key(&ino);
         let name = name.flatten().map(|name| KernelNotice::Entry { parent: ino, name: name.as_bytes().to_vec() });
         if self.recalls.begin(now, id, self.pages.newest_doubt(), inodes, name, names) && self.pages.is_suspect(ino) {
-            self.drop_pages(now, ino, None);
+            self.drop_pages(now, ino);
         }
         self.pump(now);
     }
@@ -345,6 +343,7 @@ impl Keeper {
         self.pages.forget(ino);
         self.names_until.remove(&ino);
         self.listed.remove(&ino);
+        self.refreshed.remove(&ino);
     }
 
     /// The session is over, and all rights with it.
@@ -366,38 +365,25 @@ impl Keeper {
             if self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
                 self.sweep(now, ino);
             } else if self.pages.is_suspect(ino) && !self.recalls.is_dropping(ino) {
-                self.drop_pages(now, ino, None);
+                self.drop_pages(now, ino);
             }
         }
-        let overdue: Vec<InodeId> = self.postponed.iter().filter(|(_, postponed)| postponed.until <= now).map(|(&ino, _)| ino).collect();
+        let overdue: Vec<InodeId> = self.postponed.iter().filter(|(_, until)| **until <= now).map(|(&ino, _)| ino).collect();
         overdue.into_iter().for_each(|ino| self.send_postponed(ino));
-        while let Some(&(at, token)) = self.held_until.first()
-            && at <= now
-        {
-            self.held_until.pop_first();
-            self.held.remove(&token);
-            let reply = Reply::Error(Status::TimedOut);
-            self.outputs.push_back((Kept::Reply { token, reply, keep: Keep::default() }, false));
-        }
         self.pump(now);
     }
 
     /// When something is due.
     pub fn next_deadline(&self) -> Time {
         let sweep = self.sweeps.first().map_or(Time::NEVER, |&(at, _)| at);
-        let held = self.held_until.first().map_or(Time::NEVER, |&(at, _)| at);
         // As many as there are inodes with requests under way: few.
-        let postponed = self.postponed.values().map(|postponed| postponed.until).min().unwrap_or(Time::NEVER);
-        self.recalls.next_deadline().min(sweep).min(held).min(postponed)
+        let postponed = self.postponed.values().copied().min().unwrap_or(Time::NEVER);
+        self.recalls.next_deadline().min(sweep).min(postponed)
     }
 
-    /// What is to be done, in order. Replies that were held are judged by the rights of now.
-    pub fn poll(&mut self, now: Time, lease: &Lease) -> Option<Kept> {
-        let (mut kept, released) = self.outputs.pop_front()?;
-        if let (Kept::Reply { reply: Reply::Attributes(attributes), keep, .. }, true) = (&mut kept, released) {
-            keep.attributes = self.attributes(now, attributes, lease);
-        }
-        Some(kept)
+    /// What is to be done, in order.
+    pub fn poll(&mut self) -> Option<Kept> {
+        self.outputs.pop_front()
     }
 
     /// Inodes of which something is remembered.
@@ -413,23 +399,15 @@ impl Keeper {
     /// Panics if the state contradicts itself.
     pub fn check_invariants(&self) {
         self.recalls.check_invariants();
-        assert_eq!(self.held.len(), self.held_until.len(), "each held reply ends");
         assert!(self.postponed.keys().all(|ino| self.moving.contains_key(ino)), "what is postponed waits for something");
         assert_eq!(self.sweeps.len(), self.swept.len(), "each sweep is planned once");
     }
 
-    /// Answers a GETATTR, at once or when suspect pages are gone.
-    fn tell(&mut self, now: Time, token: u64, attributes: Attributes, lease: &Lease) {
-        let lifetime = self.attributes(now, &attributes, lease);
-        if attributes.kind == FileKind::File && self.pages.is_suspect(attributes.ino) {
-            let until = now + self.patience;
-            self.held.insert(token, Held { attributes, until });
-            self.held_until.insert((until, token));
-            self.drop_pages(now, attributes.ino, Some(Waiter::Reply(token)));
-            return self.pump(now);
-        }
-        let keep = Keep { attributes: lifetime, ..Keep::default() };
-        self.outputs.push_back((Kept::Reply { token, reply: Reply::Attributes(attributes), keep }, false));
+    /// Gives the attributes a modification time which the kernel does not have, so that it drops all pages before it goes on to use them. A
+    /// notice would not do: it would have the kernel throw the reply away as overtaken, and go on with the size that it has.
+    fn falsify(&mut self, attributes: &mut Attributes) {
+        self.falsified = self.falsified % 999_983 + 1;
+        attributes.mtime.nanos = (attributes.mtime.nanos + self.falsified) % 1_000_000_000;
     }
 
     /// Lifetime of attributes that are told now.
@@ -487,7 +465,7 @@ impl Keeper {
             return Content::Direct;
         }
         if self.pages.is_suspect(ino) {
-            self.drop_pages(now, ino, None);
+            self.drop_pages(now, ino);
         }
         if self.pages.may_be_kept(now, ino) { Content::Kept } else { Content::Fresh }
     }
@@ -504,7 +482,10 @@ impl Keeper {
         if self.pages.end(ino, token, right) {
             return;
         }
-        if self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
+        // A notice makes the kernel throw away attributes that it is asking for, and it would read on with an old size. So where it asks, it is
+        // left to drop the pages by itself.
+        let asks = self.refreshed.get(&ino).is_some_and(|&at| now < at + limits::KERNEL_NAMES_TTL);
+        if asks || self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
             self.sweep(now, ino);
         } else {
             self.dropping.push(ino);
@@ -519,36 +500,30 @@ impl Keeper {
         }
     }
 
-    fn drop_pages(&mut self, now: Time, ino: InodeId, waiter: Option<Waiter>) {
+    fn drop_pages(&mut self, now: Time, ino: InodeId) {
         if self.moving.contains_key(&ino) {
-            let until = now + limits::RECALL_PATIENCE;
-            self.postponed.entry(ino).or_insert(Postponed { until, waiters: Vec::new() }).waiters.extend(waiter);
+            self.postponed.entry(ino).or_insert(now + limits::RECALL_PATIENCE);
         } else {
-            self.recalls.drop_pages(ino, self.pages.newest_doubt(), waiter.into_iter().collect());
+            self.recalls.drop_pages(ino, self.pages.newest_doubt());
         }
     }
 
     fn send_postponed(&mut self, ino: InodeId) {
-        let Some(Postponed { waiters, .. }) = self.postponed.remove(&ino) else { return };
-        self.recalls.drop_pages(ino, self.pages.newest_doubt(), waiters);
+        if self.postponed.remove(&ino).is_some() {
+            self.recalls.drop_pages(ino, self.pages.newest_doubt());
+        }
     }
 
     fn pump(&mut self, now: Time) {
         while let Some(recalled) = self.recalls.poll() {
             match recalled {
-                Recalled::Notify { id, notice } => self.outputs.push_back((Kept::Notify { id, notice }, false)),
-                Recalled::Obeyed { id } => self.outputs.push_back((Kept::Obeyed { id }, false)),
+                Recalled::Notify { id, notice } => self.outputs.push_back(Kept::Notify { id, notice }),
+                Recalled::Obeyed { id } => self.outputs.push_back(Kept::Obeyed { id }),
                 Recalled::Settled { ino, doubt } => {
                     self.pages.settle(ino, doubt);
                     if self.pages.is_suspect(ino) {
                         self.sweep(now, ino);
                     }
-                }
-                Recalled::Release(token) => {
-                    let Some(Held { attributes, until }) = self.held.remove(&token) else { continue };
-                    self.held_until.remove(&(until, token));
-                    let reply = Reply::Attributes(attributes);
-                    self.outputs.push_back((Kept::Reply { token, reply, keep: Keep::default() }, true));
                 }
             }
         }

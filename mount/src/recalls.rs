@@ -14,13 +14,11 @@ use dfs::types::InodeId;
 use crate::fs::KernelNotice;
 use crate::pages::Doubt;
 
-/// Who waits for a notice.
+/// An invalidation of the core that waits for a notice; one that has turned to other notices waits for earlier ones no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Waiter {
-    /// An invalidation of the core; a job that has turned to other notices waits for earlier ones no more.
-    Job { id: u64, turned: bool },
-    /// A reply that must not overtake it.
-    Reply(u64),
+struct Waiter {
+    id: u64,
+    turned: bool,
 }
 
 /// One notice that is with the kernel.
@@ -55,8 +53,6 @@ pub enum Recalled {
     Obeyed { id: u64 },
     /// All pages of the inode that were in doubt by then are gone.
     Settled { ino: InodeId, doubt: Doubt },
-    /// The reply may go.
-    Release(u64),
 }
 
 /// The table.
@@ -108,7 +104,7 @@ impl Recalls {
         self.deadlines.insert((deadline, id));
         let paged = !crowded && !names.busy;
         if paged {
-            wanted.into_iter().for_each(|notice| self.want(notice, doubt, vec![Waiter::Job { id, turned: false }]));
+            wanted.into_iter().for_each(|notice| self.want(notice, doubt, vec![Waiter { id, turned: false }]));
         }
         if turn_at_once {
             self.turn(now, id, doubt);
@@ -118,9 +114,9 @@ impl Recalls {
         !paged
     }
 
-    /// Has the kernel drop attributes and pages of the inode; replies may wait for it.
-    pub fn drop_pages(&mut self, ino: InodeId, doubt: Doubt, waiters: Vec<Waiter>) {
-        self.want(KernelNotice::Inode { ino }, doubt, waiters);
+    /// Has the kernel drop attributes and pages of the inode; nobody waits for it.
+    pub fn drop_pages(&mut self, ino: InodeId, doubt: Doubt) {
+        self.want(KernelNotice::Inode { ino }, doubt, Vec::new());
     }
 
     /// Whether a notice to drop that inode's pages is under way.
@@ -156,17 +152,12 @@ impl Recalls {
         if let KernelNotice::Inode { ino } = notice {
             self.outputs.push_back(Recalled::Settled { ino, doubt: outstanding.doubt });
         }
-        for waiter in outstanding.waiters {
-            match waiter {
-                Waiter::Reply(token) => self.outputs.push_back(Recalled::Release(token)),
-                Waiter::Job { id, turned } => {
-                    if let Some(job) = self.jobs.get_mut(&id)
-                        && job.turned == turned
-                    {
-                        job.remaining -= 1;
-                        self.finish_if_done(id);
-                    }
-                }
+        for Waiter { id, turned } in outstanding.waiters {
+            if let Some(job) = self.jobs.get_mut(&id)
+                && job.turned == turned
+            {
+                job.remaining -= 1;
+                self.finish_if_done(id);
             }
         }
         if let Some(waiters) = outstanding.again {
@@ -238,10 +229,10 @@ impl Recalls {
             self.deadlines.insert((job.deadline, id));
         }
         for ino in inodes {
-            self.want(KernelNotice::Attributes { ino }, doubt, vec![Waiter::Job { id, turned: true }]);
+            self.want(KernelNotice::Attributes { ino }, doubt, vec![Waiter { id, turned: true }]);
         }
         if by_epoch {
-            self.want(KernelNotice::Epoch, doubt, vec![Waiter::Job { id, turned: true }]);
+            self.want(KernelNotice::Epoch, doubt, vec![Waiter { id, turned: true }]);
         }
         self.finish_if_done(id);
     }
@@ -379,16 +370,14 @@ mod tests {
     #[test]
     fn what_is_wanted_again_while_it_is_under_way_is_sent_again() {
         let mut recalls = Recalls::new(true);
-        recalls.drop_pages(INO, doubt(), vec![Waiter::Reply(1)]);
-        recalls.drop_pages(INO, doubt(), vec![Waiter::Reply(2)]);
+        recalls.drop_pages(INO, doubt());
         recalls.begin(Time(1), 7, doubt(), vec![INO], None, Names::default());
         let first = sent(&mut recalls);
         assert_eq!(first.len(), 1);
         recalls.on_notified(first[0].0, doubt());
-        assert!(recalls.outputs.contains(&Recalled::Release(1)) && !recalls.outputs.contains(&Recalled::Release(2)));
+        assert!(obeyed(&mut recalls).is_empty(), "that one may have passed already what is to be forgotten now");
         let second = sent(&mut recalls);
         recalls.on_notified(second[0].0, doubt());
-        assert!(recalls.outputs.contains(&Recalled::Release(2)));
         assert_eq!((obeyed(&mut recalls), recalls.outstanding()), (vec![7], 0));
     }
 

@@ -69,6 +69,10 @@ pub enum Request {
     GetAttributes {
         ino: InodeId,
     },
+    /// Attributes for the kernel itself, which is about to use pages of the inode; no program sees them.
+    Refresh {
+        ino: InodeId,
+    },
     SetAttributes {
         ino: InodeId,
         set: SetAttributes,

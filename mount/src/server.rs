@@ -120,7 +120,7 @@ impl Server {
 fn kind(request: &Request) -> &'static str {
     match request {
         Request::Lookup { .. } => "lookup",
-        Request::GetAttributes { .. } => "getattr",
+        Request::GetAttributes { .. } | Request::Refresh { .. } => "getattr",
         Request::SetAttributes { .. } => "setattr",
         Request::ReadLink { .. } => "readlink",
         Request::Open { .. } => "open",

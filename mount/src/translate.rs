@@ -58,6 +58,8 @@ pub enum Effect {
 /// What one call that ends in one reply answers with.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
+    /// Of a look-up: that there is none is an answer that may be kept.
+    Found,
     Entry,
     Attributes,
     Target,
@@ -267,9 +269,9 @@ impl Translator {
         match request {
             Request::Lookup { parent, name } => {
                 let query = Query::Lookup { parent, name: Name::new(name)? };
-                self.call(Step::Named { token, shape: Shape::Entry }, client::Call::Query(query));
+                self.call(Step::Named { token, shape: Shape::Found }, client::Call::Query(query));
             }
-            Request::GetAttributes { ino } => self.query(token, Shape::Attributes, Query::Attributes { ino }),
+            Request::GetAttributes { ino } | Request::Refresh { ino } => self.query(token, Shape::Attributes, Query::Attributes { ino }),
             Request::ReadLink { ino } => self.query(token, Shape::Target, Query::ReadLink { ino }),
             Request::Space => self.query(token, Shape::Space, Query::Space),
             Request::SetAttributes { ino, set } => {
@@ -501,7 +503,11 @@ impl Translator {
     }
 
     fn on_answer(&mut self, token: u64, shape: Shape, result: Result<client::Reply, Status>) {
-        let reply = result.and_then(|reply| shaped(shape, reply)).unwrap_or_else(Reply::Error);
+        let reply = match result.and_then(|reply| shaped(shape, reply)) {
+            Ok(reply) => reply,
+            Err(Status::NotFound) if matches!(shape, Shape::Found) => Reply::Absent,
+            Err(status) => Reply::Error(status),
+        };
         if let Reply::Entry(attributes) = &reply {
             self.handles.know(attributes.ino);
         }
@@ -541,8 +547,7 @@ fn of_name(status: Status) -> Status {
 /// Brings the core's reply into the form that the request wants.
 fn shaped(shape: Shape, reply: client::Reply) -> Result<Reply, Status> {
     Ok(match (shape, reply) {
-        (Shape::Entry, client::Reply::Answer(Answer::Absent)) => Reply::Absent,
-        (Shape::Entry, reply) => Reply::Entry(attributes_of(reply)?),
+        (Shape::Found | Shape::Entry, reply) => Reply::Entry(attributes_of(reply)?),
         (Shape::Attributes, reply) => Reply::Attributes(attributes_of(reply)?),
         (Shape::Target, client::Reply::Answer(Answer::Target(target))) => Reply::Target(target),
         (Shape::Bytes, client::Reply::Bytes(bytes)) => Reply::Bytes(bytes),

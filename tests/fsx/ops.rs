@@ -17,7 +17,7 @@ pub enum Feature {
 pub const FEATURES: [Feature; 4] = [Feature::MappedReads, Feature::Fallocate, Feature::Xattr, Feature::Flock];
 
 /// What is promised. Whoever builds a feature adds it here; from then on its absence is a failure.
-pub const SUPPORTED: &[Feature] = &[Feature::MappedReads];
+pub const SUPPORTED: &[Feature] = &FEATURES;
 
 /// Open files of a run.
 pub const SLOTS: usize = 6;

@@ -1,5 +1,6 @@
 //! The keeper by scripts: the test plays the core's rights, the translator's replies and the kernel.
 
+use dfs::status::Status;
 use dfs::types::{Cookie, Name, ROOT, Timestamp};
 use dfs::wire::namespace::{DirectoryEntry, SetAttributes};
 
@@ -48,7 +49,7 @@ fn attributes(data_version: u64) -> Attributes {
 impl Script {
     /// A session whose lease ends at second 104, and that has every right.
     fn new() -> Self {
-        let mut keeper = Keeper::new(Duration::ZERO, Duration::from_secs(10));
+        let mut keeper = Keeper::new(Duration::ZERO);
         keeper.set_epoch(true);
         Script { keeper, now: seconds(100), content: Some(seconds(104)), names: Some(seconds(104)), known: 1, token: 0 }
     }
@@ -74,7 +75,7 @@ impl Script {
     }
 
     fn poll(&mut self) -> Option<Kept> {
-        self.with(|keeper, now, lease| keeper.poll(now, lease))
+        self.with(|keeper, _, _| keeper.poll())
     }
 
     /// Asks and answers; what the kernel may keep of it.
@@ -190,7 +191,7 @@ fn a_recall_is_obeyed_when_the_kernel_has_dropped_the_pages() {
 }
 
 #[test]
-fn no_attributes_are_told_while_pages_are_suspect() {
+fn suspect_pages_are_not_used_whatever_attributes_say() {
     let mut script = Script::new();
     script.stat(1);
     script.read();
@@ -203,40 +204,32 @@ fn no_attributes_are_told_while_pages_are_suspect() {
     script.notified(id);
     assert_eq!(script.poll(), Some(Kept::Obeyed { id: 7 }), "somebody waits for it");
     // The right is back, the pages are still there.
-    let token = script.ask(&Request::GetAttributes { ino: INO });
-    script.answer(token, Reply::Attributes(attributes(2)));
-    script.quiet();
+    assert!(script.stat(2).attributes.is_zero(), "programs may see attributes, the kernel asks again");
+    let refreshed = [script.refresh(), script.refresh()];
+    let times = refreshed.map(|attributes| attributes.mtime);
+    assert!(times[0] != times[1] && times.iter().all(|time| *time != attributes(2).mtime), "each time the kernel drops its pages");
     let other = script.keep(&lookup(), Reply::Entry(attributes(2)));
-    assert!(other.attributes.is_zero() && !other.entry.is_zero(), "names need not wait");
+    assert!(other.attributes.is_zero() && !other.entry.is_zero());
     assert_eq!(script.open(), Content::Fresh);
     script.notified(blocked);
-    // The notice may have passed before the question came: another one goes, and then the reply.
+    // The open asked for another one meanwhile.
     let (id, notice) = script.notice();
     assert_eq!(notice, KernelNotice::Inode { ino: INO });
     script.notified(id);
-    match script.poll() {
-        Some(Kept::Reply { token: of, keep, .. }) => assert_eq!((of, keep.attributes.is_zero()), (token, false)),
-        other => panic!("{other:?}"),
-    }
+    assert!(!script.stat(2).attributes.is_zero());
+    assert_eq!(script.refresh(), attributes(2));
 }
 
-#[test]
-fn a_held_reply_ends_at_its_deadline() {
-    let mut script = Script::new();
-    script.content = None;
-    script.read();
-    let (id, _) = script.notice();
-    let token = script.ask(&Request::GetAttributes { ino: INO });
-    script.answer(token, Reply::Attributes(attributes(1)));
-    script.now = script.now + Duration::from_secs(10);
-    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
-    let reply = Reply::Error(Status::TimedOut);
-    assert_eq!(script.poll(), Some(Kept::Reply { token, reply, keep: Keep::default() }));
-    script.notified(id);
-    let (id, _) = script.notice();
-    script.notified(id);
-    while script.poll().is_some() {}
-    assert!(!script.keeper.pages.is_suspect(INO));
+impl Script {
+    /// The kernel asks on its own account.
+    fn refresh(&mut self) -> Attributes {
+        let token = self.ask(&Request::Refresh { ino: INO });
+        self.answer(token, Reply::Attributes(attributes(2)));
+        match self.poll() {
+            Some(Kept::Reply { reply: Reply::Attributes(attributes), .. }) => attributes,
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
@@ -290,22 +283,10 @@ fn bytes_that_were_appended_elsewhere_than_the_kernel_believes_are_dropped_at_on
         assert!(matches!(script.poll(), Some(Kept::Reply { .. })));
         assert_eq!(script.keeper.pages.is_suspect(INO), moved);
     }
-    script.known = 1;
-    script.stat_waits();
-}
-
-impl Script {
-    fn stat_waits(&mut self) {
-        let token = self.ask(&Request::GetAttributes { ino: INO });
-        self.answer(token, Reply::Attributes(attributes(9)));
-        loop {
-            match self.poll() {
-                Some(Kept::Notify { id, .. }) => self.notified(id),
-                Some(Kept::Reply { token: of, .. }) if of == token => return,
-                other => panic!("{other:?}"),
-            }
-        }
-    }
+    assert_ne!(script.refresh().mtime, attributes(2).mtime);
+    script.now = script.keeper.next_deadline();
+    script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
+    assert!(matches!(script.notice(), (_, KernelNotice::Inode { .. })), "for mappings");
 }
 
 #[test]
@@ -422,9 +403,6 @@ fn notices_do_not_wait_in_the_kernel_for_requests_that_are_under_way() {
     assert_eq!(notice, KernelNotice::Attributes { ino: INO }, "its pages are locked: attributes first");
     script.notified(id);
     assert_eq!(script.poll(), Some(Kept::Obeyed { id: 7 }));
-    let stat = script.ask(&Request::GetAttributes { ino: INO });
-    script.answer(stat, Reply::Attributes(attributes(2)));
-    script.quiet();
     script.answer(read, Reply::Bytes(bytes::Bytes::new()));
     assert!(matches!(script.poll(), Some(Kept::Reply { token, .. }) if token == read));
     while let Some(kept) = script.poll() {
@@ -433,17 +411,17 @@ fn notices_do_not_wait_in_the_kernel_for_requests_that_are_under_way() {
                 assert_eq!(notice, KernelNotice::Inode { ino: INO });
                 script.notified(id);
             }
-            Kept::Reply { token, .. } => assert_eq!(token, stat),
             other => panic!("{other:?}"),
         }
     }
     assert!(!script.keeper.pages.is_suspect(INO));
     // A request that takes long postpones it no longer than the patience.
     script.ask(&Request::Read { ino: INO, handle: HANDLE, range });
-    let stat = script.ask(&Request::GetAttributes { ino: INO });
     script.keeper.pages.doubt(INO);
-    script.answer(stat, Reply::Attributes(attributes(2)));
-    script.quiet();
+    script.invalidate(8, Invalidation::Inode { ino: INO });
+    let (id, _) = script.notice();
+    script.notified(id);
+    assert_eq!(script.poll(), Some(Kept::Obeyed { id: 8 }));
     script.now = script.keeper.next_deadline();
     script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
     assert!(matches!(script.notice(), (_, KernelNotice::Inode { .. })));

@@ -71,7 +71,7 @@ fn looking_again_costs_no_message_and_no_request_but_open_and_close() {
     let always = ["open", "flush", "release", "opendir", "releasedir", "lookup"];
     let others: Vec<_> = spent.iter().filter(|(key, _)| !always.contains(&key.as_str())).collect();
     assert!(others.is_empty(), "{others:?}");
-    assert!(spent.get("lookup").is_none_or(|&count| count <= 1), "the absent name at most: {spent:?}");
+    assert!(spent.get("lookup").is_none_or(|&count| count <= 2), "the absent name at most: {spent:?}");
     assert!(!spent.contains_key("control") && !spent.contains_key("bulk"), "{spent:?}");
 }
 
