@@ -275,8 +275,12 @@ impl Keeper {
                 };
                 self.opened(*handle, keep.content);
             }
-            (Some(Asked::Read { ino, paged: true } | Asked::Write { ino, paged: true, .. }), Reply::Bytes(_) | Reply::Written(_)) => {
-                self.moved(now, ino, token, (lease.content)(ino))
+            (Some(Asked::Read { ino, paged: true }), Reply::Bytes(_)) => self.moved(now, ino, token, (lease.content)(ino)),
+            (Some(Asked::Write { ino, paged: true, .. }), Reply::Written(_)) => {
+                // Whoever wrote may read next, by the size that the kernel asks for then: no notice now, see `moved`.
+                if !self.pages.end(ino, token, (lease.content)(ino)) {
+                    self.sweep(now, ino);
+                }
             }
             (Some(Asked::List { ino, paged }), Reply::Listing(listing)) => {
                 if paged {
