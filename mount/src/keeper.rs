@@ -278,7 +278,8 @@ impl Keeper {
             (Some(Asked::Read { ino, paged: true }), Reply::Bytes(_)) => self.moved(now, ino, token, (lease.content)(ino)),
             (Some(Asked::Write { ino, paged: true, .. }), Reply::Written(_)) => {
                 // Whoever wrote may read next, by the size that the kernel asks for then: no notice now, see `moved`.
-                if !self.pages.end(ino, token, (lease.content)(ino)) {
+                let good = self.pages.end(ino, token, (lease.content)(ino));
+                if !good {
                     self.sweep(now, ino);
                 }
             }
