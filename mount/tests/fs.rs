@@ -175,7 +175,7 @@ fn a_file_lives_until_its_last_close() {
     world.write(made.ino, handle, 0, b"hello", WriteKind::At);
     world.write(made.ino, handle, 0, b" world", WriteKind::Append);
     assert_eq!(world.ask(Request::Unlink { parent: ROOT, name: b"f".to_vec() }), Reply::Done);
-    assert_eq!(world.ask(Request::Lookup { parent: ROOT, name: b"f".to_vec() }), Reply::Error(Status::NotFound));
+    assert_eq!(world.ask(Request::Lookup { parent: ROOT, name: b"f".to_vec() }), Reply::Absent);
     world.pause(Duration::from_secs(3));
     assert_eq!(world.read(made.ino, handle, 0, 100), Reply::Bytes(Bytes::from_static(b"hello world")));
     assert!(matches!(world.ask(Request::GetAttributes { ino: made.ino }), Reply::Attributes(found) if found.links == 0));

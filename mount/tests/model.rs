@@ -122,6 +122,7 @@ impl World {
                 match output {
                     FsOutput::Link(action) => self.on_action(mount, action),
                     FsOutput::Reply { token, reply, .. } => assert!(self.replies.insert(token, reply).is_none(), "one reply each"),
+                    FsOutput::Notify { id, .. } => self.mounts[mount].on_notified(self.now, id),
                     _ => {}
                 }
             }
@@ -174,6 +175,7 @@ impl World {
     fn entry(&mut self, mount: usize, request: Request) -> Result<Attributes, i32> {
         match self.ask(mount, request)? {
             Reply::Entry(attributes) | Reply::Attributes(attributes) => Ok(attributes),
+            Reply::Absent => Err(libc::ENOENT),
             other => panic!("not attributes: {other:?}"),
         }
     }

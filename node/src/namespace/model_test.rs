@@ -184,7 +184,10 @@ impl Run {
             23 => self.seek(),
             24 | 25 => self.set_xattr(),
             26 => self.remove_xattr(),
-            27 | 28 => self.right(),
+            27 | 28 => {
+                self.right();
+                self.lose_capabilities();
+            }
             _ => self.snapshot(),
         }
         for effect in self.world.namespace.drain_effects() {
