@@ -201,15 +201,16 @@ impl<W> Handles<W> {
     /// A listing from that position on, if the batch covers it; with attributes only if there were no changes since it was fetched.
     pub fn listing(&self, handle: Handle, offset: u64, plus: bool, changes: u64) -> Option<Listing> {
         let batch = self.streams.get(&handle)?.batch.as_ref()?;
-        if plus && batch.changes != changes {
-            return None;
-        }
         let after = Cookie(offset.saturating_sub(POSITION_SHIFT));
         let last = batch.entries.last().map_or(batch.after, |entry| entry.cookie);
         if after < batch.after || (after >= last && !batch.end) {
             return None;
         }
         let start = batch.entries.partition_point(|entry| entry.cookie <= after);
+        // That nothing follows is as true as it was: a stream that has come to its end stays there.
+        if plus && batch.changes != changes && start < batch.entries.len() {
+            return None;
+        }
         Some(Listing { plus, offset, directory: batch.directory, entries: batch.entries.clone(), start })
     }
 

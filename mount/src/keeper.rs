@@ -276,13 +276,8 @@ impl Keeper {
                 self.opened(*handle, keep.content);
             }
             (Some(Asked::Read { ino, paged: true }), Reply::Bytes(_)) => self.moved(now, ino, token, (lease.content)(ino)),
-            (Some(Asked::Write { ino, paged: true, .. }), Reply::Written(_)) => {
-                // Whoever wrote may read next, by the size that the kernel asks for then: no notice now, see `moved`.
-                let good = self.pages.end(ino, token, (lease.content)(ino));
-                if !good {
-                    self.sweep(now, ino);
-                }
-            }
+            // Whoever wrote may read next, by the size that the kernel asks for then: no notice now, see `moved`.
+            (Some(Asked::Write { ino, paged: true, .. }), Reply::Written(_)) => self.wrote(now, ino, token, (lease.content)(ino)),
             (Some(Asked::List { ino, paged }), Reply::Listing(listing)) => {
                 if paged {
                     self.moved(now, ino, token, (lease.names)(ino));
@@ -494,6 +489,12 @@ impl Keeper {
             self.sweep(now, ino);
         } else {
             self.dropping.push(ino);
+        }
+    }
+
+    fn wrote(&mut self, now: Time, ino: InodeId, token: u64, right: Option<Time>) {
+        if !self.pages.end(ino, token, right) {
+            self.sweep(now, ino);
         }
     }
 

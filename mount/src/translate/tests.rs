@@ -370,4 +370,8 @@ fn attributes_of_a_batch_are_not_shown_after_a_change() {
     script.translator.on_change();
     script.answer(step, Answer::Directory { entries: entries(3..9), end: true, attributes: root });
     assert_eq!(lines(&script.reply().1).len(), 6);
+    // What is made after the end of the stream is not listed by it: it may be a name that was listed already, removed and made anew.
+    script.translator.on_change();
+    script.ask(list(10, true));
+    assert_eq!(lines(&script.reply().1), []);
 }

@@ -305,10 +305,13 @@ impl Kernel {
         }
     }
 
-    async fn take_attributes(&self, attributes: dfs::types::Attributes, valid_until: Time, asked: u64) {
+    /// False: they were overtaken on their way.
+    async fn take_attributes(&self, attributes: dfs::types::Attributes, valid_until: Time, asked: u64) -> bool {
         let ino = attributes.ino;
-        if self.state(|state| state.take_attributes(attributes, valid_until, asked)) == Freshness::Changed {
+        let freshness = self.state(|state| state.take_attributes(attributes, valid_until, asked));
+        if freshness == Freshness::Changed {
             self.drop_pages(ino).await;
         }
+        freshness != Freshness::Older
     }
 }
