@@ -319,7 +319,7 @@ pub const CLIENT_RECALLS_MAX: usize = 1024;
 /// Closed files that a client gives back to the leader at a time.
 pub const CLIENT_RELEASES_MAX: usize = 64;
 /// Files on which one session may have `WRITE`.
-pub const SESSION_WRITERS_MAX: usize = 4096;
+pub const SESSION_WRITERS_MAX: usize = 1 << 14;
 /// Operations of clients between their arrival at the leader and their application, and queries that wait for somebody's writes.
 pub const GATE_OPS_MAX: usize = 1 << 15;
 /// A recall that is not obeyed is said again this often.
@@ -336,6 +336,38 @@ pub const SPACE_ASK_INTERVAL: Duration = Duration::from_millis(300);
 pub const SPACE_ASK_TIME: Duration = Duration::from_millis(1500);
 /// Inodes whose recalls are counted at once; on others rights are given however contended.
 pub const HEATS_MAX: usize = 1 << 14;
+
+/// Memory for bytes that a client has accepted and not committed: a part of its cache, and at most so much.
+pub const BEHIND_CACHE_SHARE: usize = 4;
+pub const BEHIND_BYTES_MAX: usize = 64 << 20;
+/// Longest write that is accepted before it is committed.
+pub const BEHIND_WRITE_BYTES_MAX: usize = 4 << 20;
+/// Bytes are committed when they are that old, or were left alone so long; and tried again after this long.
+pub const BEHIND_AGE: Duration = Duration::from_millis(1000);
+pub const BEHIND_IDLE: Duration = Duration::from_millis(500);
+pub const BEHIND_RETRY: Duration = Duration::from_millis(500);
+/// What one run of such bytes may cost in the cluster besides its bytes: records of its chunk, of its upload, of what it splits.
+pub const BEHIND_RUN_CHARGE: u64 = 1024;
+/// A file with so many whole slots is committed up to them.
+pub const BEHIND_SLOTS: usize = 4;
+/// Files whose bytes are being committed at a time because they are old enough. Those that somebody waits for come on top.
+pub const BEHIND_FLUSHES_MAX: usize = 64;
+/// Runs up to this size share a chunk.
+pub const BEHIND_PACK_BYTES_MAX: usize = 64 << 10;
+/// Room that a client has reserved ahead of what it has accepted: at first, and at most.
+pub const RESERVE_STEP_MIN: u64 = 1 << 20;
+pub const RESERVE_STEP_MAX: u64 = 64 << 20;
+/// A client that was given less than it wanted, or was asked to give back, asks for more after this long.
+pub const RESERVE_PAUSE: Duration = Duration::from_millis(2000);
+/// A client that has nothing to commit gives back what it has reserved after this long.
+pub const RESERVE_IDLE: Duration = Duration::from_secs(5);
+/// A client asks for `WRITE` on a file at its second write within this time.
+pub const ACQUIRE_WINDOW: Duration = Duration::from_secs(2);
+/// Files of which a client counts such writes.
+pub const ACQUIRE_WISHES_MAX: usize = 4096;
+/// Files with `WRITE` and nothing to commit, beyond which a client gives the right back; and how many at a time.
+pub const IDLE_WRITERS_MAX: usize = 1024;
+pub const IDLE_WRITERS_YIELDED: usize = 64;
 
 /// Lifetimes that the kernel is given, at most: of names, and of attributes.
 pub const KERNEL_NAMES_TTL: Duration = Duration::from_secs(1);
@@ -380,3 +412,6 @@ const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis(
 const _: () = assert!(2 * SIGNAL_LOOK_INTERVAL.as_millis() + LOCK_INTERRUPT_GRACE.as_millis() < 1000);
 const _: () = assert!(CLIENT_LOCK_WAITS_MAX < CLIENT_CALLS_MAX);
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
+const _: () = assert!(BEHIND_WRITE_BYTES_MAX >= 4 * CHUNK_BYTES_MAX && BEHIND_PACK_BYTES_MAX <= CHUNK_BYTES_MAX);
+const _: () = assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES);
+const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);

@@ -190,6 +190,11 @@ impl Fs {
         self.core.next_deadline().min(self.keeper.next_deadline())
     }
 
+    /// The present session.
+    pub fn session(&self) -> SessionId {
+        self.config.session
+    }
+
     /// What was sent and received so far.
     pub fn counters(&self) -> client::Counters {
         self.core.counters()
@@ -295,13 +300,18 @@ impl Fs {
         }
     }
 
-    /// The cluster ended the session, as it may after a long sleep. Nothing dirty was lost with it, since every write was committed before it
-    /// returned; so the mount goes on with a new session that opens again what is open. What was deleted meanwhile answers `Stale`.
+    /// The cluster ended the session, as it may after a long sleep. What was written and not committed yet is lost with it: descriptors of such
+    /// files fail until closed. The mount goes on with a new session that opens again what is open. What was deleted meanwhile answers `Stale`.
     fn begin_session(&mut self, now: Time) {
         for link in std::mem::take(&mut self.links) {
             self.outputs.push_back(FsOutput::Link(LinkAction::Close { link }));
         }
         self.translator.on_locks_lost(|ino, kind, key| self.core.holds_lock(ino, kind, key));
+        let lost = self.core.dirty_files();
+        if !lost.is_empty() {
+            tracing::error!(files = lost.len(), "writes that were not synced are lost with the session");
+        }
+        self.translator.on_writes_lost(|ino| lost.binary_search(&ino).is_ok());
         self.sessions_lost += 1;
         self.config.session = SessionId(self.random.next_id());
         self.core = client::Core::new(self.config.clone(), now, self.random.next());

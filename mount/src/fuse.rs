@@ -466,7 +466,8 @@ impl Filesystem for Shell {
         let permit = Permit::take(&self.allowance, data.len());
         // The only copy: the buffer belongs to fuser, which reuses it for the next request.
         let bytes = Bytes::copy_from_slice(data);
-        let request = Asked::Write { ino: inode(ino), handle: Handle(fh.0), offset, bytes, kind };
+        let sync = flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0;
+        let request = Asked::Write { ino: inode(ino), handle: Handle(fh.0), offset, bytes, kind, sync };
         self.ask_with(permit, req, request, Slot::Write(reply));
     }
 
@@ -535,7 +536,7 @@ impl Filesystem for Shell {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.ask(req, Asked::Sync { ino: inode(ino) }, Slot::Empty(reply));
+        self.ask(req, Asked::Sync { ino: inode(ino), directory: false }, Slot::Empty(reply));
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -555,7 +556,7 @@ impl Filesystem for Shell {
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.ask(req, Asked::Sync { ino: inode(ino) }, Slot::Empty(reply));
+        self.ask(req, Asked::Sync { ino: inode(ino), directory: true }, Slot::Empty(reply));
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

@@ -150,6 +150,11 @@ impl<W> Handles<W> {
         self.files.get(&handle) == Some(&ino)
     }
 
+    /// All open files.
+    pub fn files(&self) -> impl Iterator<Item = (Handle, InodeId)> {
+        self.files.iter().map(|(&handle, &ino)| (handle, ino))
+    }
+
     /// The inode of an open file.
     pub fn inode(&self, handle: Handle) -> Option<InodeId> {
         self.files.get(&handle).copied()

@@ -129,10 +129,13 @@ pub enum Request {
         offset: u64,
         bytes: Bytes,
         kind: WriteKind,
+        /// To be safe when it is answered: O_SYNC or O_DSYNC, of the descriptor or of this call.
+        sync: bool,
     },
     /// fsync of a file or a directory.
     Sync {
         ino: InodeId,
+        directory: bool,
     },
     Release {
         handle: Handle,

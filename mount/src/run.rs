@@ -132,7 +132,7 @@ fn start_server(args: &Args, nodes: &[Address], alive: Sender<()>) -> Result<(dr
     let mut config = client::Config::new(nodes.to_vec(), SessionId(random.next_id()));
     config.op_timeout = args.op_timeout;
     config.cache_bytes = args.cache as usize;
-    config.caches = true;
+    (config.caches, config.behind) = (true, true);
     let fs = Fs::new(config, options, clock::now(), random.next());
     let failed = |error| format!("cannot start a thread: {error}");
     let (server, thread) = driver::spawn("dfs-loop", Server::new(fs, alive)).map_err(failed)?;
@@ -278,6 +278,8 @@ impl Running {
             }
         }
         if self.joined {
+            // Whoever unmounted may be back at his shell; what was written is safe before this process ends.
+            self.flush();
             self.end_session();
         }
         let _ = self.server.send_waiting(Input::Stop);

@@ -97,6 +97,13 @@ enum Step {
     Write {
         token: u64,
         length: u32,
+        /// To be safe before it is answered: the file.
+        sync: Option<InodeId>,
+    },
+    /// A write that was done is made safe.
+    Safe {
+        token: u64,
+        length: u32,
     },
     Create {
         token: u64,
@@ -174,16 +181,17 @@ impl Translator {
         match step {
             Step::Answer { token, shape } => self.on_answer(token, shape, result),
             Step::Named { token, shape } => self.on_answer(token, shape, result.map_err(of_name)),
-            Step::Write { token, length } => {
-                let written = result.and_then(|reply| match reply {
-                    client::Reply::Replied(Replied::Written { offset, attributes }) => {
-                        self.effects.push_back(Effect::Written { token, offset, attributes });
-                        Ok(Reply::Written(length))
+            Step::Write { token, length, sync } => match (result, sync) {
+                (Ok(client::Reply::Replied(Replied::Written { offset, attributes })), sync) => {
+                    self.effects.push_back(Effect::Written { token, offset, attributes });
+                    match sync {
+                        Some(ino) => self.call(Step::Safe { token, length }, client::Call::Sync { ino }),
+                        None => self.reply(token, Reply::Written(length)),
                     }
-                    _ => Err(Status::Internal),
-                });
-                self.reply(token, written.unwrap_or_else(Reply::Error));
-            }
+                }
+                (result, _) => self.reply(token, Reply::Error(result.err().unwrap_or(Status::Internal))),
+            },
+            Step::Safe { token, length } => self.reply(token, result.map_or_else(Reply::Error, |_| Reply::Written(length))),
             Step::Create { token, truncate } => self.on_created(token, truncate, result.map_err(of_name)),
             Step::Hold { ino } => self.on_hold(ino, result),
             Step::Truncate { ino, opener } => self.on_truncated(ino, opener, result),
@@ -300,7 +308,7 @@ impl Translator {
                 self.open(ino, opener);
             }
             Request::Create { parent, name, permissions, umask, mode } => {
-                let making = Making::Open { exclusive: mode.exclusive };
+                let making = Making::Open { exclusive: mode.exclusive, write: mode.write };
                 let op = create(parent, Name::new(name)?, NewKind::File, (permissions, umask), context, making);
                 let truncate = truncation(mode, context);
                 self.call(Step::Create { token, truncate }, client::Call::Op(op));
@@ -310,8 +318,12 @@ impl Translator {
             Request::SetXattr { ino, new } => return self.set_xattr(token, context, ino, new),
             Request::RemoveXattr { ino, name } => return self.remove_xattr(token, ino, name),
             Request::Read { ino, handle, range } => return self.read(token, ino, handle, range),
-            Request::Write { ino, handle, offset, bytes, kind } => return self.write(token, context, ino, handle, offset, bytes, kind),
-            Request::Sync { .. } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Flush),
+            Request::Write { ino, handle, offset, bytes, kind, sync } => {
+                return self.write(token, context, (ino, handle), offset, bytes, kind, sync);
+            }
+            Request::Sync { ino, directory: false } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Sync { ino }),
+            // Changes of names are safe when they are answered; the bytes that they publish may not be.
+            Request::Sync { directory: true, .. } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Flush),
             Request::Release { handle } => {
                 let ino = self.handles.close(handle).ok_or(Status::BadHandle)?;
                 self.release_locks(ino, handle);
@@ -364,11 +376,11 @@ impl Translator {
         &mut self,
         token: u64,
         context: Context,
-        ino: InodeId,
-        handle: Handle,
+        (ino, handle): (InodeId, Handle),
         offset: u64,
         bytes: bytes::Bytes,
         kind: WriteKind,
+        sync: bool,
     ) -> Result<(), Status> {
         self.check_handle(handle, ino)?;
         if offset.saturating_add(bytes.len() as u64) > limits::FILE_BYTES_MAX {
@@ -383,7 +395,7 @@ impl Translator {
         let kill_privileges = kind != WriteKind::Mapped && context.uid != 0;
         self.kill_setgid_before_write(ino, context, kind);
         let length = bytes.len() as u32;
-        self.call(Step::Write { token, length }, client::Call::Write { ino, at, bytes, kill_privileges });
+        self.call(Step::Write { token, length, sync: sync.then_some(ino) }, client::Call::Write { ino, at, bytes, kill_privileges });
         Ok(())
     }
 
@@ -574,12 +586,15 @@ enum Making {
     /// Only to be there.
     Node,
     /// To be opened.
-    Open { exclusive: bool },
+    Open { exclusive: bool, write: bool },
 }
 
 fn create(parent: InodeId, name: Name, kind: NewKind, (mode, umask): (u16, u16), context: Context, making: Making) -> Op {
-    let (exclusive, hold) = if let Making::Open { exclusive } = making { (exclusive, true) } else { (true, false) };
-    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, write: false, umask }
+    let (exclusive, hold, write) = match making {
+        Making::Open { exclusive, write } => (exclusive, true, write),
+        Making::Node => (true, false, false),
+    };
+    Op::Create { parent, name, kind, mode, uid: context.uid, gid: context.gid, exclusive, hold, write, umask }
 }
 
 /// In whose name an open truncates.

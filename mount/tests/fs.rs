@@ -154,7 +154,7 @@ impl World {
     }
 
     fn write(&mut self, ino: InodeId, handle: Handle, offset: u64, bytes: &[u8], kind: WriteKind) {
-        let reply = self.ask(Request::Write { ino, handle, offset, bytes: Bytes::copy_from_slice(bytes), kind });
+        let reply = self.ask(Request::Write { ino, handle, offset, bytes: Bytes::copy_from_slice(bytes), kind, sync: false });
         assert_eq!(reply, Reply::Written(bytes.len() as u32));
     }
 

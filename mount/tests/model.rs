@@ -220,7 +220,8 @@ impl World {
             return Ok(());
         }
         let length = bytes.len() as u32;
-        let reply = self.ask(open.mount, Request::Write { ino: open.ino, handle: open.handle, offset, bytes: Bytes::from(bytes), kind })?;
+        let reply = self
+            .ask(open.mount, Request::Write { ino: open.ino, handle: open.handle, offset, bytes: Bytes::from(bytes), kind, sync: false })?;
         assert_eq!(reply, Reply::Written(length), "all or nothing");
         Ok(())
     }
@@ -313,7 +314,7 @@ impl World {
             },
             Op::MapRead { .. } if model.bytes(ino).is_empty() => return Ok(Out::Skipped),
             Op::MapRead { .. } => return Ok(Out::Bytes(self.read(open, 0, model.bytes(ino).len() as u64)?)),
-            _ => assert_eq!(self.ask(open.mount, Request::Sync { ino: open.ino })?, Reply::Done),
+            _ => assert_eq!(self.ask(open.mount, Request::Sync { ino: open.ino, directory: false })?, Reply::Done),
         }
         Ok(Out::Done)
     }
@@ -389,7 +390,7 @@ impl World {
                 if found.kind != FileKind::Directory {
                     return Err(libc::ENOTDIR);
                 }
-                assert_eq!(self.ask(mount, Request::Sync { ino: found.ino })?, Reply::Done);
+                assert_eq!(self.ask(mount, Request::Sync { ino: found.ino, directory: true })?, Reply::Done);
             }
             op => panic!("not drawn: {op:?}"),
         }

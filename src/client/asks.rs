@@ -49,6 +49,10 @@ pub(super) enum Owner {
     Errand(u64),
     /// `WRITE` goes back.
     Yielded(InodeId),
+    /// `WRITE` is wanted.
+    Acquired(InodeId),
+    /// Room for what is written behind.
+    Reserved,
     /// A change of nothing, after which the cluster refuses what was given up before it.
     Laying,
     Nobody,
@@ -387,6 +391,7 @@ impl Core {
         }
         // A leader that prolongs no rights waits for something that is under way.
         let hasty = self.config.caches && !self.prolonged;
+        self.tidy_behind(now);
         let at = now + if hasty { self.config.timing.renew / 4 } else { self.config.timing.renew };
         self.arm(at, Alarm::Renew);
         if self.changes.is_haunted() && !self.laying {

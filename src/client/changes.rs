@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::limits;
 use crate::types::{InodeId, Name, RequestNumber};
-use crate::wire::namespace::Op;
+use crate::wire::namespace::{Behind, Op};
 
 /// What an operation changes, as far as the client can know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,12 +44,16 @@ impl Touched {
                     touched.names.push((parent, name.clone()));
                 }
             }
+            // Under `WRITE` all that it changes is known, up to the entry that gives the right back.
+            Op::Write { behind: Some(Behind { yields: false, .. }), .. } => {}
+            // Until it is answered nobody knows whether the right is still there.
+            Op::Yield { ino } => touched.inodes.push(*ino),
             Op::SetAttributes { ino, .. } | Op::Write { ino, .. } | Op::Fold { ino, .. } | Op::Allocate { ino, .. } => {
                 touched.inodes.push(*ino);
             }
             Op::SetXattr { ino, .. } | Op::RemoveXattr { ino, .. } => touched.inodes.push(*ino),
             Op::Copy { to, .. } => touched.inodes.push(*to),
-            Op::Acquire { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } => {}
+            Op::Acquire { .. } | Op::Reserve { .. } | Op::SetLock { .. } => {}
         }
         touched
     }

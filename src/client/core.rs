@@ -18,9 +18,11 @@ use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 use super::asks::{Ask, Owner, Target};
+use super::behind::Behind;
 use super::cache::ChunkCache;
 use super::changes::Changes;
 use super::fetch::Fetch;
+use super::flush::{FlushBook, Waiting};
 use super::fold::FoldBook;
 use super::holds::{Holds, Said};
 use super::layout::Layouts;
@@ -71,6 +73,7 @@ pub(super) enum Alarm {
     Upload(u64),
     Job(u64),
     Fold,
+    Behind,
 }
 
 /// A call in progress, or work of the core's own.
@@ -87,7 +90,11 @@ pub(super) enum Work {
     Space(Box<SpaceJob>),
     Flush {
         waits_for: BTreeSet<u64>,
+        /// The newest write of each file that has to be committed.
+        files: BTreeMap<InodeId, u64>,
     },
+    /// A call that has not begun.
+    Waiting(Box<Waiting>),
     EndSession,
     Lock(Box<LockJob>),
 }
@@ -179,6 +186,8 @@ pub struct Core {
     /// Those of the jobs that are flushes.
     flushes: BTreeSet<u64>,
     pub(super) write_bytes: usize,
+    pub(super) behind: Behind,
+    pub(super) flushing: FlushBook,
     pub(super) next_id: u64,
     alarms: BTreeSet<(Time, Alarm)>,
     armed: BTreeMap<Alarm, Time>,
@@ -192,10 +201,11 @@ impl Core {
     pub fn new(config: Config, now: Time, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let links = Links::new(Role::Client, config.session.0, random.fork());
+        let behind_max = if config.behind { (config.cache_bytes / limits::BEHIND_CACHE_SHARE).min(limits::BEHIND_BYTES_MAX) } else { 0 };
         let mut core = Core {
             router: Router::new(config.nodes.clone()),
             session: Session::new(config.session),
-            cache: ChunkCache::new(config.cache_bytes),
+            cache: ChunkCache::new(config.cache_bytes - behind_max),
             random,
             phase: Phase::Finding,
             links,
@@ -231,6 +241,8 @@ impl Core {
             jobs: BTreeMap::new(),
             flushes: BTreeSet::new(),
             write_bytes: 0,
+            behind: Behind::new(behind_max),
+            flushing: FlushBook::default(),
             next_id: 1,
             alarms: BTreeSet::new(),
             armed: BTreeMap::new(),
@@ -252,13 +264,29 @@ impl Core {
         if self.jobs.len() >= limits::CLIENT_CALLS_MAX {
             return self.output(Output::Done { token, result: Err(Status::Busy) });
         }
+        self.begin_call(now, token, call);
+        self.pump(now);
+    }
+
+    pub(super) fn begin_call(&mut self, now: Time, token: u64, call: Call) {
+        if !self.behind.is_empty() {
+            if let Call::Query(query @ (Query::Xattr { .. } | Query::Xattrs { .. })) = &call
+                && let Some(result) = self.answer_known(now, query)
+            {
+                return self.output(Output::Done { token, result });
+            }
+            let files = self.dirty_before(&call);
+            if !files.is_empty() {
+                return self.wait_for_files(now, token, call, files);
+            }
+        }
         let deadline = now + self.config.op_timeout;
         match call {
             Call::Op(op) => self.start_op(now, token, op),
             Call::Query(query) => self.start_query(now, token, query),
             Call::Read { ino, range } => self.start_read(now, token, ino, range),
             Call::Locate { ino, range } => self.start_locate(now, token, ino, range),
-            Call::Write { ino, at, bytes, kill_privileges } => self.start_write(now, token, ino, at, bytes, kill_privileges),
+            call @ Call::Write { .. } => self.begin_write(now, token, call),
             call @ (Call::Allocate { .. } | Call::Copy { .. } | Call::Seek { .. }) => self.start_space(now, token, call),
             Call::Map => {
                 let known = Epoch(0);
@@ -269,13 +297,13 @@ impl Core {
                 let job = self.add_job(Some(token), deadline, Work::Status { first: None }, false);
                 self.ask(now, Request::Status, target, Owner::Job(job), self.config.op_timeout);
             }
-            Call::Flush => {
-                let waits_for: BTreeSet<u64> = self.jobs.iter().filter(|(_, job)| job.changes).map(|(id, _)| *id).collect();
-                let job = self.add_job(Some(token), Time::NEVER, Work::Flush { waits_for }, false);
-                self.flushes.insert(job);
-                self.on_flush_progress(now, job);
+            Call::Flush => self.start_sync(now, token, self.behind.marks()),
+            Call::Sync { ino } => {
+                if let Some(status) = self.take_lost(ino) {
+                    return self.output(Output::Done { token, result: Err(status) });
+                }
+                self.start_sync(now, token, self.behind.mark(ino).map(|mark| (ino, mark)).into_iter().collect());
             }
-            Call::Sync { .. } => return self.submit(now, token, Call::Flush),
             Call::EndSession => {
                 let job = self.add_job(Some(token), deadline, Work::EndSession, false);
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
@@ -283,7 +311,29 @@ impl Core {
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
             Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
         }
-        self.pump(now);
+    }
+
+    fn start_sync(&mut self, now: Time, token: u64, files: BTreeMap<InodeId, u64>) {
+        let waits_for: BTreeSet<u64> = self.jobs.iter().filter(|(_, job)| job.changes).map(|(id, _)| *id).collect();
+        let inos = files.keys().copied().collect();
+        let deadline = now + self.config.op_timeout;
+        let job = self.add_job(Some(token), deadline, Work::Flush { waits_for, files }, false);
+        self.flushes.insert(job);
+        self.arm(deadline, Alarm::Job(job));
+        self.await_files(now, job, inos);
+        self.on_flush_progress(now, job);
+    }
+
+    /// A call goes on under another number.
+    pub(super) fn succeed(&mut self, now: Time, before: u64, after: Option<u64>) {
+        for flush in self.flushes.clone() {
+            if let Some(Job { work: Work::Flush { waits_for, .. }, .. }) = self.jobs.get_mut(&flush)
+                && waits_for.remove(&before)
+            {
+                waits_for.extend(after);
+                self.on_flush_progress(now, flush);
+            }
+        }
     }
 
     /// Takes an event of a link that this core dialled.
@@ -309,7 +359,7 @@ impl Core {
                 Alarm::Fetch(id) => self.on_fetch_alarm(now, id),
                 Alarm::Upload(id) => self.advance_upload(now, id),
                 Alarm::Job(id) => self.on_job_alarm(now, id),
-                Alarm::Fold => {} // the pump begins what is due
+                Alarm::Fold | Alarm::Behind => {} // the pump begins what is due
             }
         }
         self.pump(now);
@@ -378,6 +428,9 @@ impl Core {
         self.recalls.check_invariants();
         self.holds.check_invariants();
         self.locks.check_invariants();
+        if !matches!(self.phase, Phase::Over(_)) {
+            self.check_flush_invariants();
+        }
         assert_eq!(self.alarms.len(), self.armed.len());
         assert!(self.internal.is_empty());
         let in_flight: usize = self.uploads.values().filter(|upload| upload.started).map(|upload| upload.bytes.len()).sum();
@@ -446,17 +499,20 @@ impl Core {
     }
 
     /// Ends a job: its result goes out, and flushes that waited for it go on.
-    pub(super) fn finish(&mut self, now: Time, id: u64, result: Result<Reply, Status>) {
+    pub(super) fn finish(&mut self, now: Time, id: u64, mut result: Result<Reply, Status>) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.disarm(Alarm::Job(id));
         self.flushes.remove(&id);
-        self.abandon_work(now, id, job.work, result.is_ok());
+        if let Ok(reply) = &mut result {
+            self.overlay_reply(reply);
+        }
+        self.abandon_work(now, id, job.work, result.as_ref().map(|_| ()).map_err(|status| *status));
         if let Some(token) = job.token {
             self.output(Output::Done { token, result });
         }
         if job.changes {
             for flush in self.flushes.clone() {
-                if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get_mut(&flush) {
+                if let Some(Job { work: Work::Flush { waits_for, .. }, .. }) = self.jobs.get_mut(&flush) {
                     waits_for.remove(&id);
                 }
                 self.on_flush_progress(now, flush);
@@ -479,7 +535,7 @@ impl Core {
         self.asks.clear();
         self.ops_waiting.clear();
         self.ops_held.clear();
-        for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map, Alarm::Fold] {
+        for alarm in [Alarm::Probe, Alarm::Open, Alarm::Renew, Alarm::Map, Alarm::Fold, Alarm::Behind] {
             self.disarm(alarm);
         }
         self.internal.clear();
@@ -508,7 +564,7 @@ impl Core {
                 self.on_links(now, output);
             } else if let Some(internal) = self.internal.pop_front() {
                 self.on_internal(now, internal);
-            } else if !self.start_fold(now) && !self.give_up_surplus(now) {
+            } else if !self.start_fold(now) && !self.give_up_surplus(now) && !self.start_due_flushes(now) {
                 break;
             }
         }
@@ -546,6 +602,7 @@ impl Core {
                 self.on_stop(now);
                 self.output(Output::Event(Event::Stopping));
             }
+            LinksOutput::Noticed { notice: Notice::SpaceShort, .. } => self.on_space_short(now),
             LinksOutput::Noticed { notice: Notice::LockFree { ino, kind, key }, .. } => self.on_lock_free(now, (ino, kind, key)),
             LinksOutput::Noticed { .. } | LinksOutput::Found { .. } => {}
         }
@@ -561,7 +618,9 @@ impl Core {
             Internal::Asked(Owner::Said(ino, begun), result) => self.on_said(now, ino, begun, result),
             Internal::Asked(Owner::Released(ino, sequence), result) => self.on_released(now, ino, sequence, result),
             Internal::Asked(Owner::Errand(id), _) => self.on_errand_done(id),
-            Internal::Asked(Owner::Yielded(ino), result) => self.on_surrendered(now, ino, result.is_ok()),
+            Internal::Asked(Owner::Yielded(ino), result) => self.on_yielded(now, ino, result.is_ok()),
+            Internal::Asked(Owner::Acquired(ino), result) => self.on_acquired(now, ino, result),
+            Internal::Asked(Owner::Reserved, result) => self.on_reserved(now, result),
             Internal::Asked(Owner::Laying, _) => self.laying = false,
             Internal::Asked(Owner::Nobody, _) => {}
             Internal::Fetched { job, hash, offset, result } => self.on_fetched(now, job, hash, offset, result),
@@ -588,7 +647,7 @@ impl Core {
             Work::Read(_) => self.on_layout_answer(now, id, result),
             Work::Write(_) => self.on_commit_answer(now, id, result),
             Work::Space(_) => self.on_space_answer(now, id, result),
-            Work::Flush { .. } => {}
+            Work::Flush { .. } | Work::Waiting(_) => {}
             Work::Lock(_) => self.on_lock_answer(now, id, result),
             Work::EndSession => {
                 self.finish(now, id, result.map(|_| Reply::Done));
@@ -603,15 +662,27 @@ impl Core {
             Some(Work::Write(_)) => self.retry_write(now, id),
             Some(Work::Lock(_)) => self.on_lock_alarm(now, id),
             Some(Work::Space(_)) => self.send_space(now, id),
+            Some(Work::Waiting(_)) => self.on_waiting_alarm(now, id),
+            Some(Work::Flush { .. }) => self.on_flush_alarm(now, id),
             _ => {}
         }
     }
 
-    fn on_flush_progress(&mut self, now: Time, id: u64) {
-        if let Some(Job { work: Work::Flush { waits_for }, .. }) = self.jobs.get(&id)
-            && waits_for.is_empty()
-        {
+    pub(super) fn on_flush_progress(&mut self, now: Time, id: u64) {
+        let Some(Job { work: Work::Flush { waits_for, files }, .. }) = self.jobs.get_mut(&id) else { return };
+        files.retain(|ino, mark| !self.behind.is_committed(*ino, *mark));
+        if waits_for.is_empty() && files.is_empty() {
             self.finish(now, id, Ok(Reply::Done));
+        }
+    }
+
+    /// Calls that a flush waits for end by their own deadlines; the commits of files are tried for ever.
+    fn on_flush_alarm(&mut self, now: Time, id: u64) {
+        let Some(Job { work: Work::Flush { files, .. }, deadline, .. }) = self.jobs.get(&id) else { return };
+        match *deadline {
+            deadline if now < deadline => self.arm(deadline, Alarm::Job(id)),
+            _ if files.is_empty() => {}
+            _ => self.finish(now, id, Err(Status::TimedOut)),
         }
     }
 

@@ -96,17 +96,18 @@ impl Core {
 
     /// Attributes that may be used now, with what was written behind.
     pub(super) fn known_attributes(&mut self, now: Time, ino: InodeId) -> Option<Attributes> {
-        if self.changes.touch_inode(ino) || self.changes.is_crowded() {
-            return None;
-        }
-        let mut attributes = self.rights.attributes(now, ino)?;
-        self.overlay(&mut attributes);
+        let mut attributes = self.committed_attributes(now, ino)?;
+        self.behind.overlay(&mut attributes);
         Some(attributes)
     }
 
-    /// Lays what was written behind over attributes that the leader told: size and times of the inode are this session's own while it has
-    /// `WRITE`. Nothing is written behind yet.
-    pub(super) fn overlay(&self, _attributes: &mut Attributes) {}
+    /// Attributes that may be used now, as the leader would tell them.
+    pub(super) fn committed_attributes(&mut self, now: Time, ino: InodeId) -> Option<Attributes> {
+        if self.changes.touch_inode(ino) || self.changes.is_crowded() {
+            return None;
+        }
+        self.rights.attributes(now, ino)
+    }
 
     fn known_line(&mut self, now: Time, line: Line) -> Option<DirectoryEntry> {
         let Line { cookie, name, ino } = line;
@@ -211,7 +212,9 @@ impl Core {
         match result {
             Ok(Response::Replied { replied, grants, .. }) => {
                 let moved = self.plan_move(&op);
-                self.forget_touched(&touched);
+                if !matches!(op, Op::Yield { .. }) {
+                    self.forget_touched(&touched);
+                }
                 self.learn_change(now, &op, replied, grants, freshness, moved);
                 self.settle_holds(now, &op, &touched);
             }
@@ -314,6 +317,10 @@ impl Core {
             }
         }
         if freshness == Freshness::Old {
+            if let Op::Write { ino, behind: Some(_), .. } = op {
+                // What is no longer dirty must not be missing from what is known.
+                self.rights.forget_attributes(*ino);
+            }
             return;
         }
         match (op, replied) {

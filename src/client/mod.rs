@@ -2,16 +2,18 @@
 //!
 //! [`Core`] is a state machine: fed with calls, link events and time, drained of link actions and results. It owns the session, the exact
 //! bookkeeping of request numbers, the routing to the leader, and bounded caches, which answer without a message what the session has a right to
-//! know. It writes through: when a write is answered the data is on its nodes and the metadata committed. It never moves to another cluster
-//! by itself.
+//! know. What it may write alone it commits a little later; other writes are on their nodes and committed when they are answered. It never
+//! moves to another cluster by itself.
 
 pub mod api;
 mod asks;
+mod behind;
 mod cache;
 mod changes;
 mod core;
 pub mod driver;
 mod fetch;
+mod flush;
 mod fold;
 mod holds;
 mod layout;
@@ -58,6 +60,8 @@ pub struct Config {
     /// Whether the session asks for rights, keeps what it has learnt under them, and obeys recalls. Its owner must then answer every
     /// [`Output::Invalidate`].
     pub caches: bool,
+    /// Whether writes are answered before they are committed, where the session may write the file alone. Only with `caches`.
+    pub behind: bool,
     pub timing: Timing,
 }
 
@@ -91,6 +95,7 @@ impl Config {
             session,
             cache_bytes: limits::CLIENT_CACHE_BYTES_DEFAULT,
             caches: false,
+            behind: false,
             timing: Timing::default(),
         }
     }

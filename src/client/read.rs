@@ -13,9 +13,10 @@ use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, ChunkPlace, Extent, LayoutVersion, Query, Source};
 
 use super::asks::{Owner, Target};
+use super::behind::{self, Run};
 use super::core::{Alarm, Core, Work};
 use super::layout::Layout;
-use super::{Located, Reply};
+use super::{Located, Output, Reply};
 
 /// Rounds in which all holders said that they have no such bytes, after which unchanged extents are believed to be lost.
 const DEFINITIVE_ROUNDS: u32 = 2;
@@ -57,6 +58,9 @@ pub(super) struct ReadJob {
     definitive: u32,
     failed_places: Option<(LayoutVersion, Vec<ChunkPlace>)>,
     sequential: bool,
+    /// What was dirty when the read began, and where the file ended by that: it may be committed before the read looks, or after.
+    dirty: Vec<Run>,
+    dirty_end: u64,
 }
 
 /// A run of the answer.
@@ -88,6 +92,8 @@ impl ReadJob {
             definitive: 0,
             failed_places: None,
             sequential: false,
+            dirty: Vec::new(),
+            dirty_end: 0,
         }
     }
 
@@ -107,6 +113,14 @@ impl Core {
     pub(super) fn start_read(&mut self, now: Time, token: u64, ino: InodeId, range: ByteRange) {
         let deadline = now + self.config.op_timeout;
         let mut read = ReadJob::new(ino, range, Purpose::Read);
+        if self.behind.is_dirty(ino) && range.length <= limits::CLIENT_READ_BYTES_MAX && range.end() <= limits::FILE_BYTES_MAX {
+            (read.dirty, read.dirty_end) = (self.behind.within(ino, range), self.behind.end(ino));
+            if behind::cover(range, &read.dirty) {
+                let mut bytes = vec![0; range.length as usize];
+                behind::lay(&mut bytes, range.offset, &read.dirty);
+                return self.output(Output::Done { token, result: Ok(Reply::Bytes(bytes.into())) });
+            }
+        }
         let known = self.layouts.find(ino, range);
         read.sequential = self.layouts.note_read(ino, range);
         let sequential = read.sequential;
@@ -128,7 +142,9 @@ impl Core {
     fn trust_layout(&mut self, now: Time, id: u64, known: Option<&Arc<Layout>>) -> bool {
         let Some(Work::Read(read)) = self.jobs.get(&id).map(|job| &job.work) else { return false };
         let (ino, range) = (read.ino, read.range);
-        let Some(attributes) = self.known_attributes(now, ino).filter(|attributes| attributes.kind == FileKind::File) else { return false };
+        let Some(attributes) = self.committed_attributes(now, ino).filter(|attributes| attributes.kind == FileKind::File) else {
+            return false;
+        };
         let wanted = ByteRange { offset: range.offset, length: range.end().min(attributes.size).saturating_sub(range.offset) };
         let layout = known.cloned().or_else(|| self.layouts.find(ino, wanted));
         let layout = layout.filter(|layout| layout.version.data == attributes.data_version);
@@ -349,8 +365,28 @@ impl Core {
                 let version = read.fold.iter().find(|(at, _)| *at == slot).map_or(0, |(_, version)| *version);
                 self.start_rewrite(now, id, slot, version, bytes);
             }
-            _ => self.finish(now, id, Ok(Reply::Bytes(bytes))),
+            _ => {
+                let bytes = self.lay_over(id, bytes);
+                self.finish(now, id, Ok(Reply::Bytes(bytes)));
+            }
         }
+    }
+
+    /// Lays over committed bytes what was dirty when the read began, and what is dirty now.
+    fn lay_over(&self, id: u64, bytes: Bytes) -> Bytes {
+        let Some(Work::Read(read)) = self.jobs.get(&id).map(|job| &job.work) else { return bytes };
+        let now_dirty = self.behind.within(read.ino, read.range);
+        let end = read.dirty_end.max(self.behind.end(read.ino)).min(read.range.end());
+        let length = (end.saturating_sub(read.range.offset) as usize).max(bytes.len());
+        if read.dirty.is_empty() && now_dirty.is_empty() && length == bytes.len() {
+            return bytes;
+        }
+        let mut laid = BytesMut::with_capacity(length);
+        laid.extend_from_slice(&bytes);
+        laid.resize(length, 0);
+        behind::lay(&mut laid, read.range.offset, &read.dirty);
+        behind::lay(&mut laid, read.range.offset, &now_dirty);
+        laid.freeze()
     }
 
     /// Fetches what a read of the range will want, for nobody in particular.

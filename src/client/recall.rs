@@ -11,7 +11,7 @@ use crate::status::Status;
 use crate::time::Time;
 use crate::types::{InodeId, Rights, Term};
 use crate::wire::message::{Recall, Request, Response};
-use crate::wire::namespace::{Op, Query};
+use crate::wire::namespace::Query;
 
 use super::asks::{Owner, Target};
 use super::core::{Core, Phase};
@@ -253,22 +253,21 @@ impl Core {
         self.rights.held(ino).contains(Rights::WRITE) || self.writes_uncertain || self.is_acquiring(ino)
     }
 
-    /// Gives `WRITE` back once everything that was written under it is committed; [`Core::on_surrendered`] follows. Nothing is written behind
-    /// yet, so there is nothing to wait for.
-    fn surrender(&mut self, now: Time, ino: InodeId) {
-        self.ask_op(now, Op::Yield { ino }, Owner::Yielded(ino));
-    }
-
     /// The log says that the session has `WRITE` no more; or there is no answer, and the recall will be said again.
     pub(super) fn on_surrendered(&mut self, now: Time, ino: InodeId, given_back: bool) {
         if given_back {
-            self.lose(now, None, ino, Rights::READ.with(Rights::NAMES));
+            self.lose_write(now, ino);
         }
         let done = self.recalls.waiting.iter_mut().filter(|(_, waiting)| waiting.surrendering);
         let done: Vec<u64> = done.filter_map(|(id, waiting)| waiting.writers.remove(&ino).then_some(*id)).collect();
         for id in done {
             if given_back { self.go_on(now, id) } else { self.on_errand_done(id) }
         }
+    }
+
+    /// `WRITE` is gone.
+    pub(super) fn lose_write(&mut self, now: Time, ino: InodeId) {
+        self.lose(now, None, ino, Rights::READ.with(Rights::NAMES));
     }
 
     // --- too many rights, and void ones

@@ -149,6 +149,15 @@ impl RightsBook {
         old.filter(|(_, rights)| !rights.contains(Rights::WRITE)).take(count.min(self.inodes_max / 4).max(1)).collect()
     }
 
+    /// Files with `WRITE` that are not `busy`, least recently used first, if there are many: some of them.
+    pub(super) fn idle_writers(&self, busy: impl Fn(InodeId) -> bool) -> Vec<InodeId> {
+        let writers = || self.by_use.values().copied().filter(|ino| self.held[ino].rights.contains(Rights::WRITE));
+        if writers().take(limits::IDLE_WRITERS_MAX + 1).count() <= limits::IDLE_WRITERS_MAX {
+            return Vec::new();
+        }
+        writers().filter(|ino| !busy(*ino)).take(limits::IDLE_WRITERS_YIELDED).collect()
+    }
+
     // --- what is known
 
     /// Attributes that are true now, before anything written behind.
@@ -222,6 +231,32 @@ impl RightsBook {
 }
 
 #[cfg(test)]
+pub(super) fn blank_for_test(ino: InodeId) -> Attributes {
+    let zero = crate::types::Timestamp::default();
+    let kind = crate::types::FileKind::File;
+    let (mode, uid, gid, links, size, blocks, rdev) = (0, 0, 0, 1, 0, 0, 0);
+    let (version, data_version, parent) = (0, 0, InodeId(1));
+    Attributes {
+        ino,
+        kind,
+        mode,
+        uid,
+        gid,
+        links,
+        size,
+        blocks,
+        atime: zero,
+        mtime: zero,
+        ctime: zero,
+        rdev,
+        version,
+        data_version,
+        parent,
+        xattrs: Default::default(),
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -274,7 +309,7 @@ mod tests {
         let mut book = RightsBook::new();
         book.on_renewed(second(0), Term(1), 1);
         book.grant(Grant { ino: A, rights: VOLATILE });
-        let attributes = |version| Attributes { version, ..blank(A) };
+        let attributes = |version| Attributes { version, ..blank_for_test(A) };
         book.learn_attributes(&attributes(5));
         book.learn_attributes(&attributes(4));
         assert_eq!(book.attributes(second(1), A).map(|known| known.version), Some(5));
@@ -295,30 +330,5 @@ mod tests {
         assert_eq!(book.surplus(1), [(InodeId(3), Rights::READ)]);
         book.revoke(InodeId(3), Rights::NONE);
         assert!(book.surplus(1).is_empty());
-    }
-
-    fn blank(ino: InodeId) -> Attributes {
-        let zero = crate::types::Timestamp::default();
-        let kind = crate::types::FileKind::File;
-        let (mode, uid, gid, links, size, blocks, rdev) = (0, 0, 0, 1, 0, 0, 0);
-        let (version, data_version, parent) = (0, 0, InodeId(1));
-        Attributes {
-            ino,
-            kind,
-            mode,
-            uid,
-            gid,
-            links,
-            size,
-            blocks,
-            atime: zero,
-            mtime: zero,
-            ctime: zero,
-            rdev,
-            version,
-            data_version,
-            parent,
-            xattrs: Default::default(),
-        }
     }
 }

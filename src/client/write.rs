@@ -2,19 +2,21 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{ChunkHash, InodeId, Instance, NodeId};
+use crate::types::{ChunkHash, InodeId, Instance, NodeId, Timestamp};
 use crate::wire::message::{Request, Response};
-use crate::wire::namespace::{Answer, ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
+use crate::wire::namespace::{Answer, Behind, ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 
 use super::Reply;
 use super::asks::{Owner, Target};
-use super::core::{Alarm, Core, Internal, Work};
+use super::behind::Run;
+use super::core::{Alarm, Core, Internal, Job, Work};
 use super::read::Purpose;
+use super::session::Session;
 use super::upload::Uploaded;
 
 /// Commits of one batch that may be refused for reasons that trying again can cure.
@@ -30,6 +32,17 @@ pub(super) enum Content {
     Hole,
     Inline(Bytes),
     Chunk(Bytes),
+    /// Shares a chunk with others of its kind.
+    Pack(Bytes),
+}
+
+/// The circumstances of bytes that were written a while ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Committing {
+    pub(super) written: Timestamp,
+    pub(super) kill_privileges: bool,
+    /// The right goes back with the last commit, if nothing is written meanwhile.
+    pub(super) leaves: bool,
 }
 
 /// A run of a write.
@@ -43,6 +56,7 @@ pub(super) struct Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Write { kill_privileges: bool },
+    Behind(Committing),
     Fold { slot: u64, version: u64, waiter: Option<u64> },
 }
 
@@ -60,6 +74,8 @@ struct Batch {
     patches: Vec<Patch>,
     chunks: Vec<Chunk>,
     committing: bool,
+    /// The commit gives the right back.
+    yields: bool,
 }
 
 /// What a refused commit needs before it is sent again.
@@ -83,6 +99,8 @@ pub(super) struct WriteJob {
     /// Where the first patch went.
     offset: Option<u64>,
     pub(super) bytes_charged: usize,
+    /// A commit gave `WRITE` back, or may have.
+    yielded: bool,
 }
 
 impl Core {
@@ -105,6 +123,16 @@ impl Core {
         self.begin_batches(now, id, pieces, length);
     }
 
+    /// Commits runs of a file that were written behind. `awaited`: somebody waits for it.
+    pub(super) fn begin_flush(&mut self, now: Time, id: u64, ino: InodeId, runs: Vec<Run>, how: Committing, awaited: bool) {
+        let work = Work::Write(Box::new(WriteJob::new(ino, Kind::Behind(how), VecDeque::new())));
+        self.jobs.insert(id, Job { token: None, deadline: now + self.config.op_timeout, work, changes: false });
+        let total: usize = runs.iter().map(|(_, bytes)| bytes.len()).sum();
+        // What nobody waits for goes where it can stay.
+        let inline_max = if awaited { self.folds.inline_max(now) } else { limits::INLINE_REST_BYTES_MAX };
+        self.begin_batches(now, id, plan_runs(&runs, total <= inline_max), 0);
+    }
+
     /// Turns the read of a slot into its rewriting.
     pub(super) fn start_rewrite(&mut self, now: Time, id: u64, slot: u64, version: u64, bytes: Bytes) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
@@ -125,7 +153,8 @@ impl Core {
     }
 
     fn begin_batches(&mut self, now: Time, id: u64, pieces: Vec<Piece>, charged: usize) {
-        let keep = charged <= limits::CHUNK_BYTES_MAX;
+        let total: u64 = pieces.iter().map(|piece| piece.length).sum();
+        let keep = total <= limits::SLOT_BYTES;
         let mut batches = batch(pieces, &mut self.session);
         // A fold must be one commit, or the second would meet a slot that the first has moved.
         let one = batches.len() == 1;
@@ -173,11 +202,18 @@ impl Core {
         if batch.committing || batch.chunks.iter().any(|chunk| chunk.claim.is_none()) {
             return;
         }
-        batch.committing = true;
+        let last = write.batches.len() == 1;
+        let yields = matches!(kind, Kind::Behind(how) if last && self.yields_with(ino, how.leaves));
+        let Some(Work::Write(write)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return };
+        let Some(batch) = write.batches.front_mut() else { return };
+        (batch.committing, batch.yields) = (true, yields);
         let patches = batch.patches.clone();
         let chunks = batch.chunks.iter().filter_map(|chunk| chunk.claim.clone()).collect();
         let op = match kind {
             Kind::Write { kill_privileges } => Op::Write { ino, patches, chunks, kill_privileges, behind: None },
+            Kind::Behind(Committing { written, kill_privileges, .. }) => {
+                Op::Write { ino, patches, chunks, kill_privileges, behind: Some(Behind { written, yields }) }
+            }
             Kind::Fold { slot, version, .. } => Op::Fold { ino, slot, slot_version: version, patches, chunks },
         };
         self.ask_op(now, op, Owner::Job(id));
@@ -202,8 +238,14 @@ impl Core {
         write.retries = 0;
         if let Replied::Written { offset, attributes } = replied {
             let offset = *write.offset.get_or_insert(offset);
-            let (ino, done) = (write.ino, write.batches.is_empty());
+            let (ino, kind, done) = (write.ino, write.kind, write.batches.is_empty());
+            write.yielded |= batch.yields;
             self.folds.note_written(now, ino, offset, &batch.patches, attributes.size);
+            match kind {
+                Kind::Behind(_) => self.on_flush_part(now, ino, batch.end()),
+                _ if done => self.on_written_through(now, ino),
+                _ => {}
+            }
             if done {
                 return self.finish(now, id, Ok(Reply::Replied(Replied::Written { offset, attributes })));
             }
@@ -218,6 +260,8 @@ impl Core {
         let (ino, kind) = (write.ino, write.kind);
         let Some(batch) = write.batches.front_mut() else { return };
         batch.committing = false;
+        // Of a refusal it is certain that the commit did not happen.
+        write.yielded |= batch.yields && matches!(status, Status::TimedOut | Status::Unavailable | Status::Disconnected | Status::Busy);
         write.retries += 1;
         let hopeless = write.retries > RETRIES_MAX || matches!(kind, Kind::Fold { .. }) && status != Status::MissingReceipts;
         if hopeless {
@@ -335,7 +379,8 @@ impl Core {
     }
 
     /// Gives back what the work of an ended job held.
-    pub(super) fn abandon_work(&mut self, now: Time, id: u64, work: Work, done: bool) {
+    pub(super) fn abandon_work(&mut self, now: Time, id: u64, work: Work, result: Result<(), Status>) {
+        let done = result.is_ok();
         let waiter = match work {
             Work::Write(write) => {
                 self.write_bytes -= write.bytes_charged;
@@ -345,6 +390,10 @@ impl Core {
                 }
                 match write.kind {
                     Kind::Fold { slot, waiter, .. } => Some((write.ino, slot, waiter)),
+                    Kind::Behind(_) => {
+                        self.on_flush_ended(now, write.ino, result, write.yielded);
+                        None
+                    }
                     Kind::Write { .. } => None,
                 }
             }
@@ -354,6 +403,14 @@ impl Core {
             },
             Work::Lock(lock) => {
                 self.forget_lock(&lock);
+                None
+            }
+            Work::Waiting(waiting) => {
+                self.leave_waiting(id, waiting.files.into_keys());
+                None
+            }
+            Work::Flush { files, .. } => {
+                self.leave_waiting(id, files.into_keys());
                 None
             }
             _ => None,
@@ -368,20 +425,34 @@ impl Core {
 
 impl WriteJob {
     fn new(ino: InodeId, kind: Kind, batches: VecDeque<Batch>) -> Self {
-        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, bytes_charged: 0 }
+        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, bytes_charged: 0, yielded: false }
+    }
+}
+
+impl Batch {
+    /// Behind the last patch; patches that append have no place.
+    fn end(&self) -> u64 {
+        self.patches.last().map_or(0, |patch| if let WriteAt::Offset(offset) = patch.at { offset + patch.length } else { 0 })
     }
 }
 
 /// Groups pieces into commits within the bounds, and opens an upload for every distinct chunk of each.
-fn batch(pieces: Vec<Piece>, session: &mut super::session::Session) -> VecDeque<Batch> {
+fn batch(pieces: Vec<Piece>, session: &mut Session) -> VecDeque<Batch> {
     let mut batches = VecDeque::new();
     let mut batch = Batch::default();
+    let mut pack = Pack::default();
     let mut inline_bytes = 0;
     for piece in pieces {
+        if let Content::Pack(bytes) = &piece.content
+            && pack.bytes.len() + bytes.len() > limits::CHUNK_BYTES_MAX
+        {
+            pack.seal(&mut batch, session);
+        }
         let full = batch.patches.len() >= limits::WRITE_PATCHES_MAX
-            || batch.chunks.len() >= limits::WRITE_CHUNKS_MAX
+            || batch.chunks.len() + usize::from(!pack.patches.is_empty()) >= limits::WRITE_CHUNKS_MAX
             || inline_bytes >= limits::INLINE_WRITE_BYTES_MAX;
         if full {
+            pack.seal(&mut batch, session);
             batches.push_back(std::mem::take(&mut batch));
             inline_bytes = 0;
         }
@@ -391,18 +462,71 @@ fn batch(pieces: Vec<Piece>, session: &mut super::session::Session) -> VecDeque<
                 inline_bytes += bytes.len();
                 Source::Inline(bytes)
             }
-            Content::Chunk(bytes) => {
-                let hash = ChunkHash::of(&bytes);
-                if !batch.chunks.iter().any(|chunk| chunk.hash == hash) {
-                    batch.chunks.push(Chunk { hash, bytes, instance: session.open_upload(), claim: None });
-                }
-                Source::Chunk { hash, offset: 0 }
-            }
+            Content::Chunk(bytes) => Source::Chunk { hash: batch.take_chunk(bytes, session), offset: 0 },
+            Content::Pack(bytes) => pack.take(batch.patches.len(), &bytes),
         };
         batch.patches.push(Patch { at: piece.at, length: piece.length, source });
     }
+    pack.seal(&mut batch, session);
     batches.push_back(batch);
     batches
+}
+
+impl Batch {
+    fn take_chunk(&mut self, bytes: Bytes, session: &mut Session) -> ChunkHash {
+        let hash = ChunkHash::of(&bytes);
+        if !self.chunks.iter().any(|chunk| chunk.hash == hash) {
+            self.chunks.push(Chunk { hash, bytes, instance: session.open_upload(), claim: None });
+        }
+        hash
+    }
+}
+
+/// A chunk that grows by small runs, and the patches that wait for its hash.
+#[derive(Default)]
+struct Pack {
+    bytes: BytesMut,
+    patches: Vec<usize>,
+}
+
+impl Pack {
+    fn take(&mut self, patch: usize, bytes: &[u8]) -> Source {
+        let offset = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(bytes);
+        self.patches.push(patch);
+        Source::Chunk { hash: ChunkHash([0; 32]), offset }
+    }
+
+    fn seal(&mut self, batch: &mut Batch, session: &mut Session) {
+        if self.patches.is_empty() {
+            return;
+        }
+        let sealed = batch.take_chunk(self.bytes.split().freeze(), session);
+        for patch in self.patches.drain(..) {
+            if let Source::Chunk { hash, .. } = &mut batch.patches[patch].source {
+                *hash = sealed;
+            }
+        }
+    }
+}
+
+/// Cuts runs that were written behind; those of one call are in order and end at slot borders.
+fn plan_runs(runs: &[Run], inline: bool) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for (offset, bytes) in runs {
+        for (part, hole) in self::runs(*offset, bytes) {
+            let (at, length) = (WriteAt::Offset(offset + part.start as u64), part.len() as u64);
+            let part = bytes.slice(part);
+            let content = match part.len() {
+                _ if hole => Content::Hole,
+                _ if inline => Content::Inline(part),
+                0..=limits::BEHIND_PACK_BYTES_MAX => Content::Pack(part),
+                _ => Content::Chunk(part),
+            };
+            pieces.push(Piece { at, length, content });
+        }
+    }
+    pieces
 }
 
 /// Cuts a write into runs: small ones inline, long zeros as holes, the rest chunks that end at slot borders.
@@ -478,6 +602,7 @@ mod tests {
             Content::Hole => 'h',
             Content::Inline(_) => 'i',
             Content::Chunk(_) => 'c',
+            Content::Pack(_) => 'p',
         };
         pieces.iter().map(|piece| (piece.length, letter(&piece.content))).collect()
     }
@@ -509,7 +634,7 @@ mod tests {
 
     #[test]
     fn batches_stay_within_their_bounds_and_name_equal_chunks_once() {
-        let mut session = super::super::session::Session::new(crate::types::SessionId(1));
+        let mut session = Session::new(crate::types::SessionId(1));
         let bytes = Bytes::from(vec![7u8; 40 << 20]);
         let batches = batch(plan(WriteAt::Offset(0), &bytes, 0), &mut session);
         assert!(batches.iter().all(|batch| batch.chunks.len() == 1 && batch.patches.len() <= limits::WRITE_PATCHES_MAX));

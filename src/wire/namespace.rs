@@ -211,7 +211,7 @@ pub enum Op {
 /// Of bytes that were written a while ago under the `WRITE` right: refused with `RightLost` if the session has it no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Behind {
-    /// When they were written, in cluster time as the session knows it: the inode's new mtime and ctime, unless those are later.
+    /// When they were written, in cluster time as the session knows it: the inode's new mtime and ctime, unless its ctime is later.
     pub written: Timestamp,
     /// The right goes back with this entry.
     pub yields: bool,

@@ -4,7 +4,7 @@ use dfs::client::{Call, Config, Core, Event, Output, Reply};
 use dfs::link::{Hello, LinkAction, LinkEvent};
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{Address, SessionId, Timestamp};
+use dfs::types::{SessionId, Timestamp};
 use dfs_node::node::{Node, NodeConfig, NodeOutput};
 
 use super::kernel::Mount;
@@ -70,8 +70,8 @@ pub struct Process {
     pub host: Host,
     pub machine: Machine,
     pub clock: Clock,
-    /// A client's.
-    pub session: Option<SessionId>,
+    /// That of a client without a mount.
+    session: Option<SessionId>,
     pub identity: Option<Hello>,
     pub ready: bool,
     /// When the world will call `on_deadline`; `u64::MAX` for never.
@@ -87,16 +87,23 @@ impl Process {
     }
 
     pub fn client(pid: Pid, host: Host, clock: Clock, now: u64, config: Config, seed: u64) -> Self {
-        let session = config.session.0;
+        let session = config.session;
         let core = Core::new(config, clock.local(now), seed);
-        Process { session: Some(SessionId(session)), ..Process::new(pid, host, clock, Machine::Client(Box::new(core))) }
+        Process { session: Some(session), ..Process::new(pid, host, clock, Machine::Client(Box::new(core))) }
     }
 
     /// A mounted machine: a daemon that caches, below a kernel that does.
-    pub fn mount(pid: Pid, host: Host, clock: Clock, now: u64, nodes: Vec<Address>, session: u64, seed: u64) -> Self {
-        let config = Config { caches: true, ..Config::new(nodes, SessionId(session)) };
+    pub fn mount(pid: Pid, host: Host, clock: Clock, now: u64, config: Config, seed: u64) -> Self {
         let mount = Mount::new(config, clock.local(now), seed);
-        Process { session: Some(SessionId(session)), ..Process::new(pid, host, clock, Machine::Mount(Box::new(mount))) }
+        Process::new(pid, host, clock, Machine::Mount(Box::new(mount)))
+    }
+
+    /// A client's present session.
+    pub fn session(&self) -> Option<SessionId> {
+        match &self.machine {
+            Machine::Mount(mount) => Some(mount.session()),
+            _ => self.session,
+        }
     }
 
     fn new(pid: Pid, host: Host, clock: Clock, machine: Machine) -> Self {

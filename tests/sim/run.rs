@@ -54,6 +54,8 @@ pub struct Run {
     slept: BTreeMap<Pid, u64>,
     /// Sessions of clients that died. Their uploads are kept as long as the sessions.
     killed_sessions: BTreeSet<SessionId>,
+    /// Sessions of living clients that the cluster has ended: what they had not made safe is lost from then on.
+    evicted_sessions: BTreeSet<SessionId>,
 }
 
 /// Tokens of calls that are not of the workload.
@@ -68,6 +70,7 @@ impl Run {
         let mut world = World::new(plan.seed, plan.speed.clone());
         // Sessions that keep what they have a right to, and sessions that ask each time.
         world.caches = plan.seed % 2 == 1;
+        world.behind = plan.seed % 3 > 0;
         let clients = vec![None; plan.clients];
         Run {
             plan,
@@ -83,6 +86,7 @@ impl Run {
             ready: Default::default(),
             slept: BTreeMap::new(),
             killed_sessions: BTreeSet::new(),
+            evicted_sessions: BTreeSet::new(),
         }
     }
 
@@ -193,18 +197,30 @@ impl Run {
         }
     }
 
+    /// A client may sleep while its session is ended, and others see then that its latest writes never happened.
+    fn look_for_evictions(&mut self) {
+        for (index, pid) in self.clients.iter().enumerate() {
+            let Some(session) = pid.and_then(|pid| self.world.session_of(pid)) else { continue };
+            let ended = self.world.nodes().any(|(_, node)| node.namespace().has_ended(session));
+            if ended && self.evicted_sessions.insert(session) {
+                self.workload.iter_mut().for_each(|workload| workload.on_loss(index));
+            }
+        }
+    }
+
     fn on_done(&mut self, client: Pid, token: u64, result: Result<Reply, Status>) {
         let began = self.started.remove(&(client, token)).expect("every answer has its call, once");
         let took = self.world.now - began;
         if token >= OWN_TOKEN {
             return self.answers.push((token, result));
         }
+        self.look_for_evictions();
         let Some(workload) = &mut self.workload else { return };
         // A call that its own process slept through may take longer.
         if self.slept.get(&client).is_none_or(|woke| *woke < began) {
             workload.stats.slowest_ns = workload.stats.slowest_ns.max(took);
-            // The deadline counts anew from progress: an upload done, a part of a large write.
-            let limit = 2 * limits::OP_TIMEOUT.as_nanos() as u64;
+            // The deadline counts anew from progress: an upload done, a part of a large write, what was written before committed.
+            let limit = 3 * limits::OP_TIMEOUT.as_nanos() as u64;
             assert!(took <= limit, "call {token} of {client} took {} ms: {result:?}", took / MILLISECOND);
         }
         if let Some(actor) = workload.on_answer(token, result) {

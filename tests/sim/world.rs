@@ -79,6 +79,8 @@ pub struct World {
     pub echoes: u64,
     /// Whether clients that are started from now on keep what they have a right to.
     pub caches: bool,
+    /// Whether those that cache, and mounts, write behind.
+    pub behind: bool,
     pub log: bool,
     /// What each process sent so far, by kind.
     pub tally: BTreeMap<(Pid, &'static str), Sent>,
@@ -136,6 +138,7 @@ impl World {
             frames: 0,
             echoes: 1,
             caches: false,
+            behind: false,
             log: std::env::var_os("DFS_SIM_LOG").is_some(),
             tally: BTreeMap::new(),
             lossy: None,
@@ -170,7 +173,7 @@ impl World {
     pub fn start_client(&mut self, host: Host, nodes: Vec<Address>) -> Pid {
         let (pid, clock, seed) = (self.take_pid(), self.clock(), self.random.next());
         let session = SessionId(self.random.next_id());
-        let config = Config { caches: self.caches, ..Config::new(nodes, session) };
+        let config = Config { caches: self.caches, behind: self.caches && self.behind, ..Config::new(nodes, session) };
         let process = Process::client(pid, host, clock, self.now, config, seed);
         self.start(process)
     }
@@ -178,8 +181,9 @@ impl World {
     /// A mounted machine.
     pub fn start_mount(&mut self, host: Host, nodes: Vec<Address>) -> Pid {
         let (pid, clock, seed) = (self.take_pid(), self.clock(), self.random.next());
-        let session = self.random.next_id();
-        let process = Process::mount(pid, host, clock, self.now, nodes, session, seed);
+        let session = SessionId(self.random.next_id());
+        let config = Config { caches: true, behind: self.behind, ..Config::new(nodes, session) };
+        let process = Process::mount(pid, host, clock, self.now, config, seed);
         self.start(process)
     }
 
@@ -213,7 +217,7 @@ impl World {
 
     /// The session of a client.
     pub fn session_of(&self, pid: Pid) -> Option<SessionId> {
-        self.processes.get(&pid)?.session
+        self.processes.get(&pid)?.session()
     }
 
     pub fn pid_on(&self, host: Host) -> Option<Pid> {
@@ -298,6 +302,16 @@ impl World {
 
     /// Hands a call to a client; the answer comes as news.
     pub fn submit(&mut self, client: Pid, token: u64, call: Call) {
+        if std::env::var("TR").is_ok() {
+            let mut t = format!("{call:?}");
+            if let Some(i) = t.find("bytes: b") {
+                t.truncate(i);
+                if let Call::Write { bytes, .. } = &call {
+                    t += &format!("len {}", bytes.len());
+                }
+            }
+            eprintln!("{} c{client} #{token} {t}", self.now / 1000);
+        }
         self.turn(client, |process, now| process.submit(now, token, call));
     }
 
@@ -423,6 +437,18 @@ impl World {
             }
             Wish::NodeReady => self.process(pid).ready = true,
             Wish::NodeStopped(reason) => self.news.push_back(News::NodeStopped { pid, reason }),
+            Wish::Done { token, result }
+                if {
+                    if std::env::var("TR").is_ok() {
+                        let mut t = format!("{result:?}");
+                        t.truncate(330);
+                        eprintln!("{} c{pid} #{token} -> {t}", self.now / 1000);
+                    }
+                    false
+                } =>
+            {
+                let _ = (token, result);
+            }
             Wish::Done { token, result } => self.news.push_back(News::Done { client: pid, token, result }),
             Wish::Client(event) => self.news.push_back(News::Client { client: pid, event }),
         }

@@ -275,7 +275,7 @@ fn bytes_that_were_appended_elsewhere_than_the_kernel_believes_are_dropped_at_on
     script.stat(1);
     assert_eq!(script.open(), Content::Fresh);
     let bytes = bytes::Bytes::from_static(b"abc");
-    let write = Request::Write { ino: INO, handle: HANDLE, offset: 5, bytes, kind: WriteKind::Append };
+    let write = Request::Write { ino: INO, handle: HANDLE, offset: 5, bytes, kind: WriteKind::Append, sync: false };
     for (offset, moved) in [(5, false), (8, true)] {
         let token = script.ask(&write);
         script.with(|keeper, now, lease| keeper.on_written(now, token, offset, &attributes(offset), lease));

@@ -20,7 +20,7 @@ use crate::requests::{Handle, Reply};
 pub(super) struct HandleLocks {
     /// Who asked for locks through each handle and has not closed it.
     owners: BTreeMap<Handle, BTreeSet<(LockKind, u64)>>,
-    /// Handles whose locks were lost with the session: what they protect may have changed hands.
+    /// Handles whose locks, or bytes, were lost with the session: what they protect may have changed hands.
     broken: BTreeSet<Handle>,
     /// Requests that may wait, with their step.
     waiting: BTreeMap<u64, u64>,
@@ -49,6 +49,11 @@ impl Translator {
                 self.locks.broken.insert(handle);
             }
         }
+    }
+
+    /// The session is lost, and with it what was written and not committed of some files. Their handles fail until closed.
+    pub fn on_writes_lost(&mut self, lost: impl Fn(InodeId) -> bool) {
+        self.locks.broken.extend(self.handles.files().filter(|(_, ino)| lost(*ino)).map(|(handle, _)| handle));
     }
 
     pub(super) fn set_lock(&mut self, token: u64, ino: InodeId, handle: Handle, lock: SetLock) -> Result<(), Status> {

@@ -223,7 +223,7 @@ fn writes_and_reads_at_the_edges() {
     let mut script = Script::new();
     let handle = script.open();
     let bytes = bytes::Bytes::from_static(b"abc");
-    let write = |offset, kind| Request::Write { ino: INO, handle, offset, bytes: bytes.clone(), kind };
+    let write = |offset, kind| Request::Write { ino: INO, handle, offset, bytes: bytes.clone(), kind, sync: false };
     for (kind, end, kill) in [(WriteKind::At, false, true), (WriteKind::Append, true, true), (WriteKind::Mapped, false, false)] {
         let token = script.ask(write(7, kind));
         let (step, call) = script.call();

@@ -187,7 +187,7 @@ mod tests {
     fn setgid_that_means_nothing_goes_with_changes_by_strangers() {
         let mut script = Script::new();
         let handle = script.open();
-        let write = || Request::Write { ino: INO, handle, offset: 0, bytes: Bytes::from_static(b"x"), kind: WriteKind::At };
+        let write = || Request::Write { ino: INO, handle, offset: 0, bytes: Bytes::from_static(b"x"), kind: WriteKind::At, sync: false };
         let clears = |call: client::Call| match call {
             client::Call::Op(Op::SetAttributes { set, .. }) => set.kill_setgid,
             client::Call::Write { .. } => false,

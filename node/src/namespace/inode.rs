@@ -189,9 +189,10 @@ impl Inode {
 
     /// The times after a write now, or after one that was made a while ago and could not be told then.
     pub fn date_write(&mut self, written: Option<Timestamp>, now: Timestamp) {
-        let (mtime, ctime): (Timestamp, Timestamp) = (self.mtime.into(), self.ctime.into());
-        let (mtime, ctime) = written.map_or((now, now), |written| (mtime.max(written), ctime.max(written)));
-        (self.mtime, self.ctime) = (mtime.into(), ctime.into());
+        let ctime: Timestamp = self.ctime.into();
+        // Not before the last change, by whatever clock that was; a modification time that was set into the future ends with a write.
+        let time = written.map_or(now, |written| written.max(ctime));
+        (self.mtime, self.ctime) = (time.into(), time.into());
     }
 
     /// What chown, truncate and write by others than root take away.

@@ -117,6 +117,11 @@ impl Namespace {
         Ok(Replied::Done)
     }
 
+    /// Whether the session was ended or evicted; of the last ones it is remembered.
+    pub fn has_ended(&self, id: SessionId) -> bool {
+        self.header.ended_sessions.contains(&id)
+    }
+
     pub(super) fn expire_session(&mut self, id: SessionId) -> Result<Replied, Status> {
         let session = self.store.session(id).ok_or(Status::SessionGone)?.clone();
         self.store.put_session(id, Some(Session { state: SessionState::Expired, ..session }));

@@ -99,6 +99,11 @@ impl Mount {
         self.run(now);
     }
 
+    /// The present session.
+    pub fn session(&self) -> dfs::types::SessionId {
+        self.fs.session()
+    }
+
     pub fn on_deadline(&mut self, now: Time) {
         if !self.stopped && self.fs.next_deadline() <= now {
             self.fs.on_deadline(now);

@@ -85,7 +85,7 @@ impl Kernel {
                 self.close(open, luck).await;
                 result.map(|()| Reply::Done)
             }
-            Call::Sync { ino } => match self.ask(user(0), Request::Sync { ino }).await.0.0 {
+            Call::Sync { ino } => match self.ask(user(0), Request::Sync { ino, directory: false }).await.0.0 {
                 Fuse::Error(status) => Err(status),
                 _ => Ok(Reply::Done),
             },
@@ -437,7 +437,7 @@ impl Kernel {
                 locks.push(self.lock(Lockable::Page(open.ino, *page), Mode::Exclusive).await);
             }
         }
-        let request = Request::Write { ino: open.ino, handle: open.handle, offset, bytes: bytes.clone(), kind };
+        let request = Request::Write { ino: open.ino, handle: open.handle, offset, bytes: bytes.clone(), kind, sync: false };
         let reply = self.ask(user(0), request).await.0.0;
         match reply {
             Fuse::Written(length) => assert_eq!(length as usize, bytes.len(), "a write is whole"),
@@ -503,7 +503,7 @@ impl Kernel {
             let _lock = self.lock(Lockable::Page(open.ino, page), Mode::Exclusive).await;
             self.launder(open.ino, page).await?;
         }
-        match self.ask(user(0), Request::Sync { ino: open.ino }).await.0.0 {
+        match self.ask(user(0), Request::Sync { ino: open.ino, directory: false }).await.0.0 {
             Fuse::Error(status) => Err(status),
             _ => Ok(()),
         }
@@ -522,7 +522,7 @@ impl Kernel {
             Some((handle, Bytes::from(bytes[..length].to_vec())))
         });
         if let Some((handle, bytes)) = dirty.filter(|(_, bytes)| !bytes.is_empty()) {
-            let request = Request::Write { ino, handle, offset: page * PAGE, bytes, kind: WriteKind::Mapped };
+            let request = Request::Write { ino, handle, offset: page * PAGE, bytes, kind: WriteKind::Mapped, sync: false };
             if let Fuse::Error(status) = self.ask(user(0), request).await.0.0 {
                 return Err(status);
             }
