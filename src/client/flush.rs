@@ -543,6 +543,12 @@ impl Core {
                 | Replied::Ranged { attributes, .. }
                 | Replied::Acquired { attributes, .. },
             ) => lay(attributes),
+            Reply::Answer(Answer::Space(space)) => {
+                let dirty = self.behind.bytes() as u64;
+                space.used += dirty;
+                space.capacity = space.capacity.max(space.used);
+                space.available = space.available.saturating_sub(dirty);
+            }
             Reply::Answer(Answer::Directory { entries, .. }) => entries.iter_mut().for_each(|entry| lay(&mut entry.attributes)),
             _ => {}
         }

@@ -148,8 +148,8 @@ impl Node {
         let usage = self.namespace.usage();
         let namespace_free = self.namespace.limits().namespace_bytes_max.saturating_sub(usage.namespace_bytes);
         // What is deleted counts as free at once, although nodes take a moment to drop it: writers wait for that, see the client's uploads.
-        // What sessions have reserved is as good as written.
-        let (capacity, used) = (self.namespace.capacity(), usage.charged_bytes + usage.namespace_bytes + usage.reserved_bytes);
+        // What sessions have reserved and not used is given back before anybody is told that there is no space: it counts as free.
+        let (capacity, used) = (self.namespace.capacity(), usage.charged_bytes + usage.namespace_bytes);
         Space {
             capacity: capacity.max(used),
             used,
