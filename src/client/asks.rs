@@ -196,6 +196,11 @@ impl Core {
         })
     }
 
+    /// Whether `WRITE` of the inode is on its way back.
+    pub(super) fn is_yielding(&self, wanted: InodeId) -> bool {
+        self.asks.values().any(|ask| matches!(ask.kind, Kind::Op(Op::Yield { ino }) if ino == wanted))
+    }
+
     pub(super) fn on_ask_failure(&mut self, now: Time, id: u64, failure: Failure) {
         let Some(ask) = self.asks.get_mut(&id) else { return };
         let Some((_, peer, _)) = ask.sent.take() else { return };

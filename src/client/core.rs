@@ -21,6 +21,7 @@ use super::asks::{Ask, Owner, Target};
 use super::behind::Behind;
 use super::cache::ChunkCache;
 use super::changes::Changes;
+use super::delegated::Delegated;
 use super::fetch::Fetch;
 use super::flush::{FlushBook, Waiting};
 use super::fold::FoldBook;
@@ -182,6 +183,7 @@ pub struct Core {
     ops_held: Vec<(InodeId, u64, Op)>,
     pub(super) folds: FoldBook,
     pub(super) locks: LockBook,
+    pub(super) delegated: Delegated,
     pub(super) jobs: BTreeMap<u64, Job>,
     /// Those of the jobs that are flushes.
     flushes: BTreeSet<u64>,
@@ -238,6 +240,7 @@ impl Core {
             ops_held: Vec::new(),
             folds: FoldBook::new(),
             locks: LockBook::default(),
+            delegated: Delegated::default(),
             jobs: BTreeMap::new(),
             flushes: BTreeSet::new(),
             write_bytes: 0,
@@ -277,8 +280,15 @@ impl Core {
             }
             let files = self.dirty_before(&call);
             if !files.is_empty() {
-                return self.wait_for_files(now, token, call, files);
+                self.wait_for_files(now, token, call, files);
+                return;
             }
+        }
+        if let Call::Query(Query::TestLock { ino, .. }) = call
+            && self.test_lock_waits(now, ino)
+            && self.wait_until_told(now, token, ino, call.clone())
+        {
+            return;
         }
         let deadline = now + self.config.op_timeout;
         match call {
@@ -428,6 +438,7 @@ impl Core {
         self.recalls.check_invariants();
         self.holds.check_invariants();
         self.locks.check_invariants();
+        self.delegated.check_invariants();
         if !matches!(self.phase, Phase::Over(_)) {
             self.check_flush_invariants();
         }

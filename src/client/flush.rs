@@ -146,7 +146,7 @@ impl Core {
     }
 
     /// Whether the session has the file for itself, and keeps it for the time being.
-    fn may_write_behind(&self, now: Time, ino: InodeId) -> bool {
+    pub(super) fn may_write_behind(&self, now: Time, ino: InodeId) -> bool {
         self.rights.may(now, ino, Rights::WRITE)
             && self.phase == Phase::Ready
             && !self.flushing.leaving.contains(&ino)
@@ -255,7 +255,9 @@ impl Core {
             (self.flushing.reserved, self.flushing.step) = (0, 0);
             self.ask_for_room(now, 0);
         }
-        for ino in self.rights.idle_writers(|ino| self.behind.is_dirty(ino) || self.flushing.leaving.contains(&ino)) {
+        for ino in
+            self.rights.idle_writers(|ino| self.behind.is_dirty(ino) || self.delegated.has_any(ino) || self.flushing.leaving.contains(&ino))
+        {
             self.surrender(now, ino);
         }
     }
@@ -286,7 +288,8 @@ impl Core {
         let Some(taken) = self.behind.take(ino, cut, id) else { return false };
         self.flushing.running += 1;
         let awaited = self.flushing.waiting.contains_key(&ino) || self.flushing.leaving.contains(&ino);
-        let leaves = cut == Cut::All && (self.flushing.leaving.contains(&ino) || self.behind.is_idle(now, ino) || !self.holds.is_open(ino));
+        let idle = self.behind.is_idle(now, ino) || !self.holds.is_open(ino);
+        let leaves = cut == Cut::All && (self.flushing.leaving.contains(&ino) || idle);
         let committing = Committing { written: taken.written, kill_privileges: taken.kill_privileges, leaves };
         self.begin_flush(now, id, ino, taken.runs, committing, awaited);
         true
@@ -294,7 +297,7 @@ impl Core {
 
     /// Whether the last commit of the file gives the right back: whatever is written from now on goes through.
     pub(super) fn yields_with(&self, ino: InodeId, leaves: bool) -> bool {
-        leaves && self.behind.is_taken(ino) && self.rights.held(ino).contains(Rights::WRITE)
+        leaves && self.behind.is_taken(ino) && !self.delegated.has_any(ino) && self.rights.held(ino).contains(Rights::WRITE)
     }
 
     /// A commit of a flush was answered; its patches end at `end`.
@@ -358,11 +361,8 @@ impl Core {
         self.go_on_waiting(now, ino);
         let awaited = self.flushing.waiting.contains_key(&ino) || self.flushing.leaving.contains(&ino);
         if result.is_ok() && awaited {
-            if self.behind.is_dirty(ino) {
-                self.start_flush(now, ino, Cut::All);
-            } else if self.flushing.leaving.contains(&ino) {
-                self.ask_op(now, Op::Yield { ino }, Owner::Yielded(ino));
-            }
+            self.start_flush(now, ino, Cut::All);
+            self.go_on_leaving(now, ino);
         } else if result.is_ok() && self.behind.whole_slots(ino) >= limits::BEHIND_SLOTS {
             self.start_flush(now, ino, Cut::WholeSlots);
         }
@@ -371,11 +371,19 @@ impl Core {
 
     /// Gives `WRITE` back once everything that was written under it is committed; [`Core::on_surrendered`] follows.
     pub(super) fn surrender(&mut self, now: Time, ino: InodeId) {
-        self.flushing.leaving.insert(ino);
-        if self.behind.is_flying(ino) || self.start_flush(now, ino, Cut::All) {
-            return; // and then the right
+        if self.flushing.leaving.insert(ino) {
+            self.tell_locks(now, ino);
         }
-        self.ask_op(now, Op::Yield { ino }, Owner::Yielded(ino));
+        self.start_flush(now, ino, Cut::All);
+        self.go_on_leaving(now, ino);
+    }
+
+    /// Gives the right back if nothing is left to be committed or told under it.
+    pub(super) fn go_on_leaving(&mut self, now: Time, ino: InodeId) {
+        let ready = !self.behind.is_dirty(ino) && !self.delegated.has_any(ino) && !self.is_yielding(ino);
+        if ready && self.flushing.leaving.contains(&ino) {
+            self.ask_op(now, Op::Yield { ino }, Owner::Yielded(ino));
+        }
     }
 
     /// The right is gone, by a commit or a word of its own; or nobody knows, and the recall will be said again.
@@ -422,14 +430,14 @@ impl Core {
     }
 
     /// Lets a call wait until the files are clean.
-    pub(super) fn wait_for_files(&mut self, now: Time, token: u64, call: Call, files: BTreeMap<InodeId, u64>) {
-        self.wait(now, token, call, files, Then::Call);
+    pub(super) fn wait_for_files(&mut self, now: Time, token: u64, call: Call, files: BTreeMap<InodeId, u64>) -> u64 {
+        self.wait(now, token, call, files, Then::Call)
     }
 
     fn wait(&mut self, now: Time, token: u64, call: Call, files: BTreeMap<InodeId, u64>, then: Then) -> u64 {
         let inos: Vec<InodeId> = files.keys().copied().collect();
         let deadline = now + self.config.op_timeout;
-        let changes = !matches!(call, Call::Query(_) | Call::Seek { .. } | Call::Locate { .. });
+        let changes = !matches!(call, Call::Query(_) | Call::Seek { .. } | Call::Locate { .. } | Call::Lock { .. });
         let id = self.add_job(Some(token), deadline, Work::Waiting(Box::new(Waiting { call, files, then })), changes);
         self.arm(deadline, Alarm::Job(id));
         self.await_files(now, id, inos);
@@ -489,7 +497,7 @@ impl Core {
     }
 
     /// The call begins anew.
-    fn resume(&mut self, now: Time, id: u64) {
+    pub(super) fn resume(&mut self, now: Time, id: u64) {
         let Some(job) = self.jobs.remove(&id) else { return };
         self.disarm(Alarm::Job(id));
         let (Work::Waiting(waiting), Some(token)) = (job.work, job.token) else { return };

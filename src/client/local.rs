@@ -56,6 +56,7 @@ impl Core {
             return None;
         }
         let answer = match query {
+            Query::TestLock { .. } => return self.test_lock_here(now, query),
             Query::Lookup { parent, name } => match self.known_entry(now, *parent, name) {
                 Entry::There(ino) => Answer::Attributes(self.known_attributes(now, ino)?),
                 Entry::Absent => return Some(Err(Status::NotFound)),

@@ -2,7 +2,7 @@
 //!
 //! The book says what the cluster has granted to this session. Steps of one owner on one inode go out one after the other, so the book
 //! follows the log; a step whose outcome is in doubt is put right before the owner's next. An owner that holds nothing costs no message
-//! to unlock. This is also where uncontended locks will be served from, once the right to an inode includes its locks.
+//! to unlock. Locks that nobody contends are served without a message by [`super::delegated`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -16,7 +16,7 @@ use crate::wire::namespace::{Grant, LockWait, Op, Query, Replied, SetLock};
 
 use super::asks::{Owner, Target};
 use super::core::{Alarm, Core, Phase, Work};
-use super::{Output, Reply};
+use super::{Call, Output, Reply};
 
 /// Who locks what: the steps of one such pair are in one line.
 type LineKey = (InodeId, LockKind, u64);
@@ -66,6 +66,8 @@ pub(super) struct LockJob {
     interrupted: bool,
     /// An earlier attempt may have been carried out unseen.
     doubt: bool,
+    /// The lock was given here; it is told until it is in the log.
+    told: bool,
 }
 
 impl LockJob {
@@ -75,7 +77,7 @@ impl LockJob {
 
     /// What gives locks up, or puts things right, is not let go of before it is done.
     fn is_persistent(&self) -> bool {
-        self.steps.front().is_some_and(|(_, mode)| mode.is_none()) || self.steps.len() > 1
+        self.told || self.steps.front().is_some_and(|(_, mode)| mode.is_none()) || self.steps.len() > 1
     }
 
     fn may_wait(&self) -> bool {
@@ -84,6 +86,12 @@ impl LockJob {
 }
 
 impl LockBook {
+    /// Whether the log has locks of this session on the file, or may have.
+    pub(super) fn is_used(&self, ino: InodeId) -> bool {
+        let first = (ino, LockKind::Flock, 0);
+        self.tables.contains_key(&ino) || self.lines.range(first..).next().is_some_and(|((of, ..), _)| *of == ino)
+    }
+
     fn holds_in(&self, ino: InodeId, owner: LockOwner, range: LockRange) -> bool {
         self.tables.get(&ino).is_some_and(|table| table.holds_in(owner, range))
     }
@@ -109,14 +117,22 @@ impl LockBook {
 impl Core {
     /// Whether the cluster has granted that owner a lock on the inode.
     pub fn holds_lock(&self, ino: InodeId, kind: LockKind, key: u64) -> bool {
-        self.locks.holds_in(ino, self.lock_owner(kind, key), LockRange::WHOLE)
+        let owner = self.lock_owner(kind, key);
+        self.locks.holds_in(ino, owner, LockRange::WHOLE)
+            || self.delegated.holds_in(ino, owner, LockRange::WHOLE)
+            || self.delegated.is_telling(ino)
     }
 
     /// The caller of a request for a lock was interrupted. Its answer follows: `Interrupted`, or the outcome that was on its way.
     pub fn interrupt(&mut self, now: Time, token: u64) {
         let found = self.jobs.iter().find(|(_, job)| job.token == Some(token)).map(|(id, _)| *id);
         let Some(id) = found else { return };
-        let Some(job) = self.lock_job(id) else { return };
+        let Some(job) = self.lock_job(id) else {
+            if matches!(&self.jobs[&id].work, Work::Waiting(waiting) if matches!(waiting.call, Call::Lock { .. })) {
+                self.finish(now, id, Err(Status::Interrupted));
+            }
+            return;
+        };
         job.interrupted = true;
         match job.stage {
             // Its outcome is known in a moment. Who cannot wait for that is let go, and what was granted is put right.
@@ -127,6 +143,10 @@ impl Core {
     }
 
     pub(super) fn start_lock(&mut self, now: Time, token: u64, ino: InodeId, lock: SetLock) {
+        if self.lock_here(now, token, ino, &lock) {
+            return;
+        }
+        self.on_lock_asked(now, ino, lock.mode);
         let owner = self.lock_owner(lock.kind, lock.key);
         if lock.mode.is_none() && !self.locks.holds_in(ino, owner, lock.range) {
             // What of the owner is on its way has not been granted yet, and comes after this.
@@ -146,20 +166,34 @@ impl Core {
             stage: Stage::Queued,
             interrupted: false,
             doubt: false,
+            told: false,
         };
         self.locks.waits += usize::from(job.may_wait());
         self.add_lock_job(now, Some(token), job);
     }
 
-    fn add_lock_job(&mut self, now: Time, token: Option<u64>, job: LockJob) {
+    /// Puts locks of one owner that were given here into the log, however long it takes. Returns the job.
+    pub(super) fn tell_lock(
+        &mut self,
+        now: Time,
+        ino: InodeId,
+        (kind, key, pid): (LockKind, u64, u32),
+        steps: VecDeque<(LockRange, Option<LockMode>)>,
+    ) -> u64 {
+        let (wait, stage) = (LockWait::Never, Stage::Queued);
+        self.add_lock_job(now, None, LockJob { ino, kind, key, pid, wait, steps, stage, interrupted: false, doubt: false, told: true })
+    }
+
+    fn add_lock_job(&mut self, now: Time, token: Option<u64>, job: LockJob) -> u64 {
         let line = job.line();
-        let deadline = if job.may_wait() { Time::NEVER } else { now + self.config.op_timeout };
+        let deadline = if job.may_wait() || job.told { Time::NEVER } else { now + self.config.op_timeout };
         let id = self.add_job(token, deadline, Work::Lock(Box::new(job)), false);
         if deadline != Time::NEVER {
             self.arm(deadline, Alarm::Job(id));
         }
         self.locks.lines.entry(line).or_default().queue.push_back(id);
         self.advance_line(now, line);
+        id
     }
 
     /// Sends the owner's next step, if none is on its way.
@@ -318,6 +352,7 @@ impl Core {
             line.waiting.remove(&id);
         }
         self.finish(now, id, result);
+        self.on_locks_told(now, ino, id);
         if let (true, Some(range)) = (was_waiting, range) {
             let query = Query::LeaveLockQueue { ino, kind, key, range };
             self.ask(now, Request::Query(query), Target::Leader, Owner::Nobody, self.config.timing.attempt);
@@ -325,7 +360,7 @@ impl Core {
         if let (true, Some(range)) = (doubt && self.phase == Phase::Ready, range) {
             let steps = self.locks.pieces(ino, self.lock_owner(kind, key), range);
             let (wait, stage) = (LockWait::Never, Stage::Queued);
-            let job = LockJob { ino, kind, key, pid, wait, steps, stage, interrupted: false, doubt: false };
+            let job = LockJob { ino, kind, key, pid, wait, steps, stage, interrupted: false, doubt: false, told: false };
             let id = self.add_job(None, Time::NEVER, Work::Lock(Box::new(job)), false);
             // Before anything else that the owner wants.
             self.locks.lines.entry(line_key).or_default().queue.push_front(id);
@@ -345,7 +380,7 @@ impl Core {
         }
     }
 
-    fn lock_owner(&self, kind: LockKind, key: u64) -> LockOwner {
+    pub(super) fn lock_owner(&self, kind: LockKind, key: u64) -> LockOwner {
         LockOwner { kind, session: self.config.session, key }
     }
 }

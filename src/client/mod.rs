@@ -11,6 +11,7 @@ mod behind;
 mod cache;
 mod changes;
 mod core;
+mod delegated;
 pub mod driver;
 mod fetch;
 mod flush;

@@ -87,6 +87,10 @@ impl Namespace {
         if !lock.range.is_well_formed() || !whole {
             return Err(Status::InvalidArgument);
         }
+        // Who writes alone decides about locks, too, and may have been given the right after this was let in: it is let in once more.
+        if lock.mode.is_some() && self.store.writer(ino).is_some_and(|writer| writer != session) {
+            return Err(Status::Busy);
+        }
         let owner = owner_of(session, lock);
         let old = self.store.locks(ino);
         let mut table = old.cloned().unwrap_or_default();
@@ -144,6 +148,12 @@ impl Namespace {
     pub(crate) fn lock_blockers(&self, ino: InodeId, owner: LockOwner, range: LockRange, mode: LockMode) -> impl Iterator<Item = &Lock> {
         let blockers = self.store.locks(ino).into_iter().flat_map(move |table| table.blockers(owner, range, mode));
         blockers.filter(|lock| self.store.session(lock.owner.session).is_some())
+    }
+
+    /// Whether another living session has a lock on the inode.
+    pub(crate) fn is_locked_by_other(&self, session: SessionId, ino: InodeId) -> bool {
+        let sessions = self.store.locks(ino).into_iter().flat_map(LockTable::sessions);
+        sessions.into_iter().any(|(other, _)| other != session && self.store.session(other).is_some())
     }
 
     /// Whether the owner has a lock on a byte of the inode.

@@ -79,7 +79,8 @@ impl Namespace {
     }
 
     fn may_write_alone(&self, session: SessionId, ino: InodeId) -> bool {
-        self.body(ino).is_some_and(|body| matches!(body, super::Body::File(_)))
+        !self.is_locked_by_other(session, ino)
+            && self.body(ino).is_some_and(|body| matches!(body, super::Body::File(_)))
             && self.store.session(session).is_some_and(|session| session.caches)
             && self.store.written_by(session).is_none_or(|written| written.len() < limits::SESSION_WRITERS_MAX)
     }

@@ -118,6 +118,8 @@ impl Node {
                     || leading.gate.is_recalled_from(id.0, ino)
                     || leading.gate.is_cooling(now, ino)
                     || leading.holds.is_held_by_other(id.0, ino)
+                    || leading.locks.is_wanted_by_other(id.0, ino)
+                    || self.namespace.is_locked_by_other(id.0, ino)
                     || self.namespace.writer(ino).is_some_and(|writer| writer != id.0)
             });
             leading.gate.close(id, claim);

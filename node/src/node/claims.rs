@@ -28,7 +28,9 @@ pub(super) struct Claim {
 pub(super) fn is_free(op: &Op) -> bool {
     // A fold moves bytes and leaves them: who reads by an older layout finds them for a while, and then asks anew. Bytes written behind
     // are refused unless nobody else has any right.
-    matches!(op, Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } | Op::Write { behind: Some(_), .. })
+    // Giving up a lock is nobody's business.
+    let unlocks = matches!(op, Op::SetLock { lock, .. } if lock.mode.is_none());
+    unlocks || matches!(op, Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::Write { behind: Some(_), .. })
 }
 
 /// The names that an operation makes, takes or moves, sorted, each once.
@@ -84,7 +86,9 @@ pub(super) fn claim(namespace: &Namespace, op: &Op) -> Claim {
             claim.change(*ino, Rights::NONE);
             claim.acquires = Some(*ino);
         }
-        Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } | Op::SetLock { .. } => {}
+        // Who writes alone may have given locks that are not in the log.
+        Op::SetLock { ino, .. } => claim.looks.push(*ino),
+        Op::Fold { .. } | Op::Yield { .. } | Op::Reserve { .. } => {}
     }
     claim
 }
@@ -162,7 +166,7 @@ impl Claim {
 pub(super) fn looks_at(namespace: &Namespace, query: &Query) -> Option<InodeId> {
     match query {
         Query::Lookup { parent, name } => namespace.child(*parent, name),
-        Query::Attributes { ino } | Query::Extents { ino, .. } | Query::Seek { ino, .. } => Some(*ino),
+        Query::Attributes { ino } | Query::Extents { ino, .. } | Query::Seek { ino, .. } | Query::TestLock { ino, .. } => Some(*ino),
         // Bytes that somebody has not committed yet take file capabilities away.
         Query::Xattr { ino, .. } | Query::Xattrs { ino } => Some(*ino),
         Query::Resolve { .. } => match namespace.query(query) {

@@ -81,6 +81,11 @@ impl LockQueues {
         }
     }
 
+    /// Whether another session waits for a lock of the inode.
+    pub fn is_wanted_by_other(&self, session: SessionId, ino: InodeId) -> bool {
+        self.queues.get(&ino).into_iter().flatten().any(|waiter| waiter.owner.session != session)
+    }
+
     /// The session is gone.
     pub fn on_session_ended(&mut self, session: SessionId) {
         let inos: Vec<InodeId> = self.queues.keys().copied().collect();

@@ -75,7 +75,10 @@ impl Node {
                 if let Some(leading) = self.leading.as_mut().filter(|leading| !leading.gate.is_stalled(now, session)) {
                     leading.leases.heard_if_known(now, session);
                 }
+                // One that waits at the gate goes into the log; it must not be answered otherwise meanwhile.
+                let waits = self.leading.as_mut().is_some_and(|leading| leading.gate.passage((session, number)).is_some());
                 if let Op::SetLock { ino, lock } = &op
+                    && !waits
                     && !self.admit_lock(asker, session, *ino, lock)
                 {
                     return;
