@@ -177,7 +177,8 @@ impl State {
             return;
         }
         if let Some(inode) = self.inodes.remove(&ino) {
-            self.dentries.retain(|_, dentry| dentry.ino != Some(ino));
+            // Each name keeps its directory, so a directory goes after all its names.
+            self.dentries.retain(|(parent, _), dentry| *parent != ino && dentry.ino != Some(ino));
             self.forgets.push((ino, inode.lookups));
             self.changes += 1;
         }
