@@ -210,7 +210,8 @@ impl State {
         self.changes += 1;
         let Some(inode) = self.inodes.get_mut(&attributes.ino) else {
             let size = attributes.size;
-            let inode = Inode { attributes, valid_until, version, size, pages: BTreeMap::new(), dirty: BTreeSet::new(), lookups: 0 };
+            // Only a look-up brings an inode, and is the first to be forgotten.
+            let inode = Inode { attributes, valid_until, version, size, pages: BTreeMap::new(), dirty: BTreeSet::new(), lookups: 1 };
             self.inodes.insert(attributes.ino, inode);
             return Freshness::New;
         };
