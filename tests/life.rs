@@ -501,8 +501,22 @@ fn mount_options_have_effect() {
     }
 }
 
+/// mount(8) knows no FUSE: it hands such types to a helper, without which it only says "wrong fs type, ..., or helper program".
+fn check_mount_helper() {
+    let there = ["/sbin/mount.fuse", "/usr/sbin/mount.fuse"].iter().any(|path| Path::new(path).exists());
+    assert!(
+        there,
+        "/sbin/mount.fuse is missing, by which mount(8) and fstab find dfs-mount: install the package fuse3 (apt-get install fuse3)"
+    );
+    for tool in ["unshare", "findmnt"] {
+        let found = Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success());
+        assert!(found, "{tool} is missing: install the package util-linux");
+    }
+}
+
 #[test]
 fn fstab_and_mount_work() {
+    check_mount_helper();
     let cluster = Cluster::start(1);
     fs::create_dir(cluster.temp.path().join("mnt")).unwrap();
     let point = cluster.temp.path().join("mnt");

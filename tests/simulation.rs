@@ -12,7 +12,7 @@ use sim::workload::Stats;
 /// Seeds that every `cargo test` runs.
 const FIXED_SEEDS: u64 = 60;
 /// Seeds that once found a bug.
-const FOUND_SEEDS: &[u64] = &[20795, 21673];
+const FOUND_SEEDS: &[u64] = &[1137, 1311, 20164, 20331, 20795, 21673, 22474, 23739];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
@@ -34,7 +34,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
                 seconds += report.virtual_seconds;
             }
             Err(why) => {
-                println!("DFS_SEED={seed} cargo test --test simulation one_seed -- --nocapture   # {why:.2000}");
+                println!("DFS_SEED={seed} cargo test --test simulation one_seed -- --nocapture   # {why:.9000}");
                 failures.push(seed);
             }
         }

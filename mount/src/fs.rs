@@ -9,7 +9,7 @@ use dfs::link::{LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{ClusterId, InodeId, SessionId};
+use dfs::types::{ClusterId, InodeId, Name, SessionId};
 use dfs::wire::namespace::{Answer, Query};
 
 use crate::keeper::{Keeper, Kept, Lease};
@@ -323,6 +323,9 @@ impl Fs {
 /// Shows the core's rights to the keeper.
 fn leased<R>(core: &client::Core, now: Time, then: impl FnOnce(&Lease) -> R) -> R {
     let content = |ino: InodeId| core.lifetime(ino).filter(|&until| now < until);
-    let names = |ino: InodeId| core.names_lifetime(ino).filter(|&until| now < until);
-    then(&Lease { content: &content, names: &names })
+    let attributes = |ino: InodeId, version: u64| core.attributes_lifetime(ino, version).filter(|&until| now < until);
+    let listing = |ino: InodeId| core.listing_lifetime(ino).filter(|&until| now < until);
+    let name =
+        |directory: InodeId, name: &Name, told: Option<InodeId>| core.name_lifetime(directory, name, told).filter(|&until| now < until);
+    then(&Lease { content: &content, attributes: &attributes, listing: &listing, name: &name })
 }

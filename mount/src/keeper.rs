@@ -23,7 +23,7 @@ use std::time::Duration;
 use dfs::client::Invalidation;
 use dfs::limits;
 use dfs::time::Time;
-use dfs::types::{Attributes, FileKind, InodeId};
+use dfs::types::{Attributes, FileKind, InodeId, Name};
 
 use crate::fs::KernelNotice;
 use crate::pages::Pages;
@@ -33,11 +33,19 @@ use crate::requests::{Content, Handle, Keep, Listing, Reply, Request, WriteKind}
 /// Unit of the kernel's pages.
 const PAGE_BYTES: u64 = 4096;
 
-/// Until when the session may use attributes and bytes of an inode, and names of a directory.
+/// Until when the kernel may use what the session tells it.
 pub struct Lease<'a> {
+    /// Bytes of the inode.
     pub content: &'a dyn Fn(InodeId) -> Option<Time>,
-    pub names: &'a dyn Fn(InodeId) -> Option<Time>,
+    /// Attributes of that version.
+    pub attributes: &'a dyn Fn(InodeId, u64) -> Option<Time>,
+    /// A listing of the directory.
+    pub listing: &'a dyn Fn(InodeId) -> Option<Time>,
+    /// That the name in the directory stands for this inode, or for none.
+    pub name: LeaseOfName<'a>,
 }
+
+type LeaseOfName<'a> = &'a dyn Fn(InodeId, &Name, Option<InodeId>) -> Option<Time>;
 
 /// What is to be done.
 #[derive(Debug, PartialEq)]
@@ -58,7 +66,7 @@ pub enum Kept {
 }
 
 /// What matters of a request that is not answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Asked {
     Attributes,
     Refresh,
@@ -67,6 +75,8 @@ enum Asked {
     /// the reply if they were overtaken, or they are of a new inode.
     Name {
         parents: [InodeId; 2],
+        /// The name in the first one that the reply is about.
+        name: Option<Name>,
         dated: bool,
     },
     Open {
@@ -79,6 +89,7 @@ enum Asked {
     },
     Create {
         parent: InodeId,
+        name: Option<Name>,
         direct: bool,
     },
     Read {
@@ -169,11 +180,14 @@ impl Keeper {
 
     /// The kernel asks. `directory`: of the stream that it names.
     pub fn on_request(&mut self, now: Time, token: u64, request: &Request, directory: Option<InodeId>, lease: &Lease) {
-        let name = |parent: InodeId, dated| Asked::Name { parents: [parent, parent], dated };
+        let named = |parent: InodeId, name: &[u8], dated| Asked::Name { parents: [parent, parent], name: Name::new(name).ok(), dated };
         let asked = match request {
-            Request::Lookup { parent, .. } | Request::Make { parent, .. } => name(*parent, true),
-            Request::Unlink { parent, .. } | Request::RemoveDirectory { parent, .. } | Request::Link { parent, .. } => name(*parent, false),
-            Request::Rename { from_parent, to_parent, .. } => Asked::Name { parents: [*from_parent, *to_parent], dated: false },
+            Request::Lookup { parent, name } | Request::Make { parent, name, .. } => named(*parent, name, true),
+            Request::Link { parent, name, .. } => named(*parent, name, false),
+            Request::Unlink { parent, .. } | Request::RemoveDirectory { parent, .. } => {
+                Asked::Name { parents: [*parent, *parent], name: None, dated: false }
+            }
+            Request::Rename { from_parent, to_parent, .. } => Asked::Name { parents: [*from_parent, *to_parent], name: None, dated: false },
             Request::GetAttributes { .. } => Asked::Attributes,
             Request::Refresh { ino } => {
                 if self.pages.is_suspect(*ino) || (lease.content)(*ino).is_none() {
@@ -184,7 +198,9 @@ impl Keeper {
             Request::SetAttributes { .. } => Asked::Changed,
             Request::Open { ino, mode } => Asked::Open { ino: *ino, direct: mode.direct, truncate: mode.truncate },
             Request::OpenDirectory { ino } => Asked::OpenDirectory { ino: *ino },
-            Request::Create { parent, mode, .. } => Asked::Create { parent: *parent, direct: mode.direct },
+            Request::Create { parent, name, mode, .. } => {
+                Asked::Create { parent: *parent, name: Name::new(name.as_slice()).ok(), direct: mode.direct }
+            }
             Request::Read { ino, handle, range } => {
                 self.pages.begin(now, *ino, token, (lease.content)(*ino));
                 // Through a direct handle whole pages come for a mapping, too; the kernel does not tell which it is.
@@ -198,7 +214,7 @@ impl Keeper {
             }
             Request::ReadDirectory { handle, .. } => {
                 let Some(ino) = directory else { return };
-                let right = (lease.names)(ino);
+                let right = (lease.listing)(ino);
                 // Listings have no version: what was kept under the right is good as long as that is held.
                 self.pages.learn(now, ino, 0, right);
                 self.pages.begin(now, ino, token, right);
@@ -236,7 +252,7 @@ impl Keeper {
         let asked = self.asked.remove(&token);
         asked.iter().flat_map(locks).for_each(|directory| _ = lower(&mut self.locked, directory));
         let mut keep = Keep::default();
-        match (asked, &mut reply) {
+        match (asked.as_ref(), &mut reply) {
             (Some(Asked::Attributes), Reply::Attributes(attributes)) => keep.attributes = self.attributes(now, attributes, lease),
             (Some(Asked::Refresh), Reply::Attributes(attributes)) => {
                 keep.attributes = self.attributes(now, attributes, lease);
@@ -245,42 +261,44 @@ impl Keeper {
                 }
             }
             (Some(Asked::Changed), Reply::Attributes(attributes)) => _ = self.attributes(now, attributes, lease),
-            (Some(Asked::Name { parents: [parent, _], dated }), Reply::Entry(attributes)) => {
+            (Some(Asked::Name { parents: [parent, _], name, dated }), Reply::Entry(attributes)) => {
                 let lifetime = self.attributes(now, attributes, lease);
-                keep.entry = self.name(now, parent, lease);
-                keep.attributes = if dated { lifetime } else { Duration::ZERO };
+                keep.entry = self.name(now, *parent, name.as_ref(), Some(attributes.ino), lease);
+                keep.attributes = if *dated { lifetime } else { Duration::ZERO };
             }
-            (Some(Asked::Name { parents: [parent, _], .. }), Reply::Absent) => keep.entry = self.name(now, parent, lease),
-            (Some(Asked::Create { parent, direct }), Reply::Created(handle, attributes)) => {
+            (Some(Asked::Name { parents: [parent, _], name, .. }), Reply::Absent) => {
+                keep.entry = self.name(now, *parent, name.as_ref(), None, lease);
+            }
+            (Some(Asked::Create { parent, name, direct }), Reply::Created(handle, attributes)) => {
                 let lifetime = self.attributes(now, attributes, lease);
                 if known(attributes.ino) <= 1 {
-                    keep.entry = self.name(now, parent, lease).min(lifetime);
+                    keep.entry = self.name(now, *parent, name.as_ref(), Some(attributes.ino), lease).min(lifetime);
                     keep.attributes = keep.entry;
                 }
-                keep.content = self.content(now, attributes.ino, direct, lease);
+                keep.content = self.content(now, attributes.ino, *direct, lease);
                 self.opened(*handle, keep.content);
             }
-            (Some(Asked::Open { ino, direct, truncate }), Reply::Opened(handle)) => {
+            (Some(&Asked::Open { ino, direct, truncate }), Reply::Opened(handle)) => {
                 keep.content = self.content(now, ino, direct, lease);
                 if truncate && keep.content == Content::Kept {
                     keep.content = Content::Fresh;
                 }
                 self.opened(*handle, keep.content);
             }
-            (Some(Asked::OpenDirectory { ino }), Reply::Opened(handle)) => {
-                keep.content = match (lease.names)(ino) {
+            (Some(&Asked::OpenDirectory { ino }), Reply::Opened(handle)) => {
+                keep.content = match (lease.listing)(ino) {
                     None => Content::Direct,
                     Some(_) if self.pages.is_suspect(ino) => Content::Fresh,
                     Some(_) => Content::Kept,
                 };
                 self.opened(*handle, keep.content);
             }
-            (Some(Asked::Read { ino, paged: true }), Reply::Bytes(_)) => self.moved(now, ino, token, (lease.content)(ino)),
+            (Some(&Asked::Read { ino, paged: true }), Reply::Bytes(_)) => self.moved(now, ino, token, (lease.content)(ino)),
             // Whoever wrote may read next, by the size that the kernel asks for then: no notice now, see `moved`.
-            (Some(Asked::Write { ino, paged: true, .. }), Reply::Written(_)) => self.wrote(now, ino, token, (lease.content)(ino)),
-            (Some(Asked::List { ino, paged }), Reply::Listing(listing)) => {
+            (Some(&Asked::Write { ino, paged: true, .. }), Reply::Written(_)) => self.wrote(now, ino, token, (lease.content)(ino)),
+            (Some(&Asked::List { ino, paged }), Reply::Listing(listing)) => {
                 if paged {
-                    self.moved(now, ino, token, (lease.names)(ino));
+                    self.moved(now, ino, token, (lease.listing)(ino));
                 } else {
                     self.pages.end_without(ino, token);
                 }
@@ -288,7 +306,9 @@ impl Keeper {
                     keep.lines = self.lines(now, ino, listing, lease);
                 }
             }
-            (Some(Asked::Read { ino, .. } | Asked::Write { ino, .. } | Asked::List { ino, .. }), _) => self.pages.end_without(ino, token),
+            (Some(&(Asked::Read { ino, .. } | Asked::Write { ino, .. } | Asked::List { ino, .. })), _) => {
+                self.pages.end_without(ino, token)
+            }
             _ => {}
         }
         self.outputs.push_back(Kept::Reply { token, reply, keep });
@@ -413,19 +433,19 @@ impl Keeper {
     /// Lifetime of attributes that are told now.
     fn attributes(&mut self, now: Time, attributes: &Attributes, lease: &Lease) -> Duration {
         let ino = attributes.ino;
-        let right = (lease.content)(ino);
         if attributes.kind == FileKind::File {
-            self.pages.learn(now, ino, attributes.data_version, right);
+            self.pages.learn(now, ino, attributes.data_version, (lease.content)(ino));
             if self.pages.is_suspect(ino) {
                 return Duration::ZERO;
             }
         }
-        self.lifetime(now, right, limits::KERNEL_ATTRIBUTES_TTL)
+        self.lifetime(now, (lease.attributes)(ino, attributes.version), limits::KERNEL_ATTRIBUTES_TTL)
     }
 
     /// Lifetime of a name in the directory that is told now.
-    fn name(&mut self, now: Time, directory: InodeId, lease: &Lease) -> Duration {
-        let lifetime = self.lifetime(now, (lease.names)(directory), limits::KERNEL_NAMES_TTL);
+    fn name(&mut self, now: Time, directory: InodeId, name: Option<&Name>, told: Option<InodeId>, lease: &Lease) -> Duration {
+        let right = name.and_then(|name| (lease.name)(directory, name, told));
+        let lifetime = self.lifetime(now, right, limits::KERNEL_NAMES_TTL);
         if !lifetime.is_zero() {
             // The kernel rounds up to its ticks.
             let until = now + lifetime + limits::RECALL_PATIENCE;
@@ -440,23 +460,24 @@ impl Keeper {
     }
 
     fn lines(&mut self, now: Time, directory: InodeId, listing: &Listing, lease: &Lease) -> Vec<Duration> {
-        let name = self.name(now, directory, lease);
-        if !name.is_zero() {
+        let entries = &listing.entries[listing.start..];
+        let mut lifetime = |entry: &dfs::wire::namespace::DirectoryEntry| {
+            let (ino, attributes) = (entry.attributes.ino, &entry.attributes);
+            if !entry.current {
+                return Duration::ZERO;
+            }
+            if attributes.kind == FileKind::File && self.pages.would_doubt(now, ino, attributes.data_version, (lease.content)(ino)) {
+                return Duration::ZERO;
+            }
+            let lifetime = self.lifetime(now, (lease.attributes)(ino, attributes.version), limits::KERNEL_ATTRIBUTES_TTL);
+            // Attributes and name are given as one.
+            if lifetime.is_zero() { lifetime } else { self.name(now, directory, Some(&entry.name), Some(ino), lease).min(lifetime) }
+        };
+        let lifetimes: Vec<Duration> = entries.iter().map(&mut lifetime).collect();
+        if lifetimes.iter().any(|lifetime| !lifetime.is_zero()) {
             self.listed.insert(directory, now);
         }
-        let entries = &listing.entries[listing.start..];
-        let lifetime = |entry: &dfs::wire::namespace::DirectoryEntry| {
-            let ino = entry.attributes.ino;
-            let right = (lease.content)(ino);
-            if !entry.current || name.is_zero() {
-                return Duration::ZERO;
-            }
-            if entry.attributes.kind == FileKind::File && self.pages.would_doubt(now, ino, entry.attributes.data_version, right) {
-                return Duration::ZERO;
-            }
-            self.lifetime(now, right, limits::KERNEL_ATTRIBUTES_TTL).min(name)
-        };
-        entries.iter().map(lifetime).collect()
+        lifetimes
     }
 
     /// How a file is opened.

@@ -13,7 +13,7 @@ use crate::placement::PlacementTable;
 use crate::random::Random;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Rights, Term, Timestamp};
+use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term, Timestamp};
 use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
@@ -393,11 +393,6 @@ impl Core {
     pub fn lifetime(&self, ino: InodeId) -> Option<Time> {
         let settled = !self.changes.touch_inode(ino) && !self.changes.is_haunted();
         self.rights.until(ino, CONTENT).filter(|_| settled && self.phase == Phase::Ready)
-    }
-
-    /// Until when they may use entries of the directory, absent ones included.
-    pub fn names_lifetime(&self, directory: InodeId) -> Option<Time> {
-        self.rights.until(directory, Rights::NAMES).filter(|_| !self.changes.is_haunted() && self.phase == Phase::Ready)
     }
 
     /// An [`Output::Invalidate`] has been obeyed.

@@ -139,6 +139,30 @@ impl Core {
         linked && !self.reclaiming
     }
 
+    // --- what caches above may keep
+
+    /// Until when the caches above may use attributes that were told just now, as [`Core::lifetime`]: only if they are what is known here. An answer that granted nothing, was overtaken,
+    /// or repeats what a first one said may be older than what somebody else has changed since.
+    pub fn attributes_lifetime(&self, ino: InodeId, version: u64) -> Option<Time> {
+        self.lifetime(ino).filter(|_| self.rights.knows(ino, version))
+    }
+
+    /// Until when they may take the name for what was told just now, `None` for absent: only if that is what is known here. The right to the
+    /// others stays while one name is being changed, so by itself it says nothing about an answer.
+    pub fn name_lifetime(&self, directory: InodeId, name: &Name, told: Option<InodeId>) -> Option<Time> {
+        let known = self.names.knows(directory, name, told.map_or(Entry::Absent, Entry::There));
+        self.names_until(directory).filter(|_| known && !self.changes.touch_name(directory, name))
+    }
+
+    /// Until when they may use a listing of the directory that they ask for now.
+    pub fn listing_lifetime(&self, directory: InodeId) -> Option<Time> {
+        self.names_until(directory).filter(|_| self.rights.is_settled(directory))
+    }
+
+    fn names_until(&self, directory: InodeId) -> Option<Time> {
+        self.rights.until(directory, Rights::NAMES).filter(|_| !self.changes.is_haunted() && self.phase == Phase::Ready)
+    }
+
     // --- learning
 
     /// Rights that came with an answer of the newest term.

@@ -206,7 +206,7 @@ pub enum Event {
 }
 
 /// What caches above the core (the kernel's) must forget. Attributes, names and bytes were given to them with a lifetime, see
-/// [`Core::lifetime`]; what is invalidated here was given before.
+/// [`Core::lifetime`] and its kin; what is invalidated here was given before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invalidation {
     /// Attributes and bytes of the inode; for a directory also its listing.

@@ -41,6 +41,12 @@ struct Directory {
     used: u64,
 }
 
+impl Directory {
+    fn of(&self, name: &Name) -> Entry {
+        self.entries.get(name).copied().unwrap_or(if self.whole { Entry::Absent } else { Entry::Unknown })
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub(super) struct Names {
@@ -59,7 +65,12 @@ impl Names {
     pub(super) fn entry(&mut self, directory: InodeId, name: &Name) -> Entry {
         self.touch(directory);
         let Some(known) = self.directories.get(&directory) else { return Entry::Unknown };
-        known.entries.get(name).copied().unwrap_or(if known.whole { Entry::Absent } else { Entry::Unknown })
+        known.of(name)
+    }
+
+    /// Whether that is what is known of the name.
+    pub(super) fn knows(&self, directory: InodeId, name: &Name, entry: Entry) -> bool {
+        self.directories.get(&directory).is_some_and(|known| known.of(name) == entry)
     }
 
     /// The name is there, or absent.

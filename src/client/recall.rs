@@ -83,6 +83,7 @@ impl Core {
                 Recall::Name { directory, name } => {
                     self.names.forget(directory, &name);
                     self.names.forget_lines(directory);
+                    self.rights.unsettle(directory);
                     self.lose(now, Some(id), directory, Rights::NAMES.with(Rights::WRITE));
                     self.invalidate(Some(id), Invalidation::Name { directory, name });
                 }

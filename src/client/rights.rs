@@ -28,6 +28,8 @@ struct Held {
     /// Only under [`CONTENT`].
     attributes: Option<Attributes>,
     target: Option<Vec<u8>>,
+    /// A name of the directory was recalled, and no grant since has told that its change is over: what is told meanwhile may be of before.
+    unsettled: bool,
 }
 
 /// Until when rights may be used, and which of them the renewals of which leader prolong.
@@ -108,6 +110,11 @@ impl RightsBook {
         if !rights.is_empty() {
             self.add(grant.ino, rights);
         }
+        if rights.contains(Rights::NAMES)
+            && let Some(held) = self.held.get_mut(&grant.ino)
+        {
+            held.unsettled = false;
+        }
     }
 
     /// The log gave the session the `WRITE` right on the inode.
@@ -118,7 +125,7 @@ impl RightsBook {
     fn add(&mut self, ino: InodeId, rights: Rights) {
         self.clock += 1;
         let used = self.clock;
-        let held = self.held.entry(ino).or_insert(Held { rights: Rights::NONE, used, attributes: None, target: None });
+        let held = self.held.entry(ino).or_insert(Held { rights: Rights::NONE, used, attributes: None, target: None, unsettled: false });
         self.by_use.remove(&held.used);
         held.rights = held.rights.with(rights);
         held.used = used;
@@ -138,6 +145,18 @@ impl RightsBook {
             self.held.remove(&ino);
         }
         lost
+    }
+
+    /// Somebody is changing a name of the directory. While that is so the leader grants nothing on it.
+    pub(super) fn unsettle(&mut self, directory: InodeId) {
+        if let Some(held) = self.held.get_mut(&directory) {
+            held.unsettled = true;
+        }
+    }
+
+    /// Whether no name of the directory is known to be changing.
+    pub(super) fn is_settled(&self, directory: InodeId) -> bool {
+        self.held.get(&directory).is_some_and(|held| !held.unsettled)
     }
 
     /// The least recently used inodes, at most `count`, if there are more than may be kept. Those with `WRITE` stay.
@@ -176,6 +195,11 @@ impl RightsBook {
         {
             held.attributes = Some(*attributes);
         }
+    }
+
+    /// Whether attributes of that version are those that are known.
+    pub(super) fn knows(&self, ino: InodeId, version: u64) -> bool {
+        self.held.get(&ino).and_then(|held| held.attributes).is_some_and(|known| known.version == version)
     }
 
     /// They may have changed by this session's own doing.

@@ -74,6 +74,23 @@ pub fn check<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::
     Finding::Violation
 }
 
+/// The shortest beginning of a history that no order explains, an operation a line: what was seen too late or too early comes last.
+pub fn told<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::Call, M::Answer>]) -> String {
+    let ends = operations.iter().filter_map(|operation| operation.answer.as_ref().map(|answer| answer.0)).collect::<BTreeSet<u64>>();
+    let until = |end: u64| {
+        let begun = operations.iter().filter(|operation| operation.called <= end).cloned();
+        let cut =
+            |operation: Operation<M::Call, M::Answer>| Operation { answer: operation.answer.filter(|answer| answer.0 <= end), ..operation };
+        begun.map(cut).collect::<Vec<_>>()
+    };
+    let shortest = ends.into_iter().map(until).find(|history| check(model, initial.clone(), history) == Finding::Violation);
+    let lines = shortest.unwrap_or_else(|| operations.to_vec()).into_iter().map(|Operation { call, called, answer }| match answer {
+        Some((at, answer)) => format!("{called}..{at}: {call:?} -> {answer:?}"),
+        None => format!("{called}..: {call:?}"),
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// A register of numbers.
 pub struct Register;
 

@@ -637,13 +637,13 @@ impl Workload {
             match linear::check(&Register, 0, history) {
                 Finding::Linearizable => {}
                 Finding::GaveUp => self.stats.gave_up += 1,
-                Finding::Violation => panic!("a register is not linearizable: {history:#?}"),
+                Finding::Violation => panic!("a register is not linearizable:\n{}", linear::told(&Register, 0, history)),
             }
         }
         match linear::check(&Names, [None; 4], &self.names) {
             Finding::Linearizable => {}
             Finding::GaveUp => self.stats.gave_up += 1,
-            Finding::Violation => panic!("the names are not linearizable: {:#?}", self.names),
+            Finding::Violation => panic!("the names are not linearizable:\n{}", linear::told(&Names, [None; 4], &self.names)),
         }
     }
 }

@@ -16,6 +16,9 @@ struct Script {
     now: Time,
     content: Option<Time>,
     names: Option<Time>,
+    /// What the session knows: attributes of that version; with `named`, every name as it is told.
+    version: u64,
+    named: bool,
     known: u64,
     token: u64,
 }
@@ -51,12 +54,15 @@ impl Script {
     fn new() -> Self {
         let mut keeper = Keeper::new(Duration::ZERO);
         keeper.set_epoch(true);
-        Script { keeper, now: seconds(100), content: Some(seconds(104)), names: Some(seconds(104)), known: 1, token: 0 }
+        let lease = Some(seconds(104));
+        Script { keeper, now: seconds(100), content: lease, names: lease, version: 1, named: true, known: 1, token: 0 }
     }
 
     fn with<R>(&mut self, then: impl FnOnce(&mut Keeper, Time, &Lease) -> R) -> R {
-        let (content, names) = (self.content, self.names);
-        let lease = Lease { content: &|_| content, names: &|_| names };
+        let (content, names, version, named) = (self.content, self.names, self.version, self.named);
+        let attributes = |_, told| content.filter(|_| told == version);
+        let name = |_, _: &Name, _| names.filter(|_| named);
+        let lease = Lease { content: &|_| content, attributes: &attributes, listing: &|_| names, name: &name };
         let done = then(&mut self.keeper, self.now, &lease);
         self.keeper.check_invariants();
         done
@@ -141,6 +147,28 @@ fn lifetimes_end_with_the_right_and_with_their_bound() {
     script.keeper.relaxed = Duration::from_secs(60);
     let keep = script.keep(&lookup(), Reply::Entry(attributes(1)));
     assert_eq!((keep.entry, keep.attributes), (Duration::from_secs(60), Duration::from_secs(60)), "if one asked for it");
+}
+
+#[test]
+fn what_is_told_and_not_known_has_no_lifetime_although_the_right_is_held() {
+    let mut script = Script::new();
+    script.named = false;
+    let keep = script.keep(&lookup(), Reply::Entry(attributes(1)));
+    assert_eq!((keep.entry, keep.attributes), (Duration::ZERO, Duration::from_secs(4)), "somebody is changing the name");
+    assert_eq!(script.keep(&lookup(), Reply::Absent).entry, Duration::ZERO);
+    let list = Request::ReadDirectory { handle: HANDLE, offset: 0, plus: true };
+    let entry = DirectoryEntry { name: Name::new("a").unwrap(), cookie: Cookie(1), attributes: attributes(1), current: true };
+    let entries = std::sync::Arc::new(vec![entry]);
+    let directory = Attributes { kind: FileKind::Directory, ..attributes(1) };
+    let listing = Listing { plus: true, offset: 2, directory, entries, start: 0 };
+    assert_eq!(script.keep(&list, Reply::Listing(listing.clone())).lines, [Duration::ZERO]);
+    script.named = true;
+    assert_eq!(script.keep(&list, Reply::Listing(listing.clone())).lines, [Duration::from_secs(1)]);
+    script.version = 2;
+    let keep = script.keep(&lookup(), Reply::Entry(attributes(1)));
+    assert_eq!((keep.entry, keep.attributes), (Duration::from_secs(1), Duration::ZERO), "there are newer attributes");
+    assert_eq!(script.stat(1).attributes, Duration::ZERO);
+    assert_eq!(script.keep(&list, Reply::Listing(listing)).lines, [Duration::ZERO]);
 }
 
 #[test]

@@ -337,11 +337,15 @@ impl Node {
             && !self.is_silent(session)
     }
 
-    /// Gives a right, unless the inode is about to change, was contended lately, or is written by another session.
+    /// Gives a right, unless the inode is about to change, was contended lately, is written by another session, or the right is still on its
+    /// way back from this one.
     fn grant(&mut self, session: SessionId, ino: InodeId, rights: Rights) -> Option<Grant> {
         let writer = self.namespace.writer(ino);
         let leading = self.leading.as_mut()?;
-        let free = !leading.gate.is_closed(ino) && !leading.gate.is_cooling(self.now, ino) && writer.is_none_or(|writer| writer == session);
+        let free = !leading.gate.is_closed(ino)
+            && !leading.gate.is_cooling(self.now, ino)
+            && !leading.gate.is_losing(session, ino, rights)
+            && writer.is_none_or(|writer| writer == session);
         (free && leading.rights.grant(session, ino, rights)).then_some(Grant { ino, rights })
     }
 

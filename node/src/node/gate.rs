@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dfs::limits;
 use dfs::time::Time;
-use dfs::types::{InodeId, RequestNumber, SessionId};
+use dfs::types::{InodeId, Name, RequestNumber, SessionId};
 use dfs::wire::message::Recall;
 use dfs::wire::namespace::Query;
 
@@ -301,6 +301,18 @@ impl Gate {
         wanted(Rights::NONE) || wanted(Rights::READ)
     }
 
+    /// Whether a recall that the session has not obeyed takes any of these rights. It takes what the session has when it obeys, and the
+    /// session knows only of what it had when it was told: whatever were granted between would be gone here and not there.
+    pub fn is_losing(&self, session: SessionId, ino: InodeId, rights: Rights) -> bool {
+        let inode = |keep| (session, Recall::Inode { ino, keep: Rights(keep) });
+        let taken = |item: &Recall| matches!(item, Recall::Inode { keep, .. } if !keep.contains(rights));
+        let mut inodes = self.wanted.range(inode(0)..=inode(u8::MAX));
+        let first = Name::new([1]).expect("the least name");
+        let mut names = self.wanted.range((session, Recall::Name { directory: ino, name: first })..);
+        let of_directory = |item: &Recall| matches!(item, Recall::Name { directory, .. } if *directory == ino);
+        inodes.any(|((_, item), _)| taken(item)) || names.next().is_some_and(|((of, item), _)| *of == session && of_directory(item))
+    }
+
     /// Sessions that have not obeyed yet.
     pub fn recalled_sessions(&self) -> BTreeSet<SessionId> {
         self.outstanding.values().map(|outstanding| outstanding.session).collect()
@@ -416,7 +428,7 @@ impl Gate {
 #[cfg(test)]
 mod tests {
     use dfs::link::LinkId;
-    use dfs::types::{Name, ROOT};
+    use dfs::types::ROOT;
 
     use super::*;
 
@@ -471,6 +483,24 @@ mod tests {
         gate.leave(B);
         assert!(!gate.is_closed(FILE));
         gate.check_invariants();
+    }
+
+    #[test]
+    fn nothing_is_given_to_a_session_that_is_still_giving_it_back() {
+        let mut gate = Gate::default();
+        enter(&mut gate, A, &[]);
+        let name = Recall::Name { directory: ROOT, name: Name::new("x").unwrap() };
+        let of_file = gate.want(NOW, Waiter::Op(A), vec![back(B.0, Rights::NAMES)]);
+        let of_name = gate.want(NOW, Waiter::Op(A), vec![(B.0, name)]);
+        let losing = |gate: &Gate, session, ino, rights| gate.is_losing(session, ino, rights);
+        // Whoever wanted it back has gone on without it.
+        gate.leave(A);
+        assert!(losing(&gate, B.0, FILE, Rights::READ) && !losing(&gate, B.0, FILE, Rights::NAMES));
+        assert!(losing(&gate, B.0, ROOT, Rights::NAMES) && !losing(&gate, A.0, FILE, Rights::READ));
+        assert!(!losing(&gate, B.0, InodeId(6), Rights::READ) && !losing(&gate, B.0, InodeId(8), Rights::READ));
+        gate.settle(NOW, of_file[0]);
+        gate.settle(NOW, of_name[0]);
+        assert!(!losing(&gate, B.0, FILE, Rights::READ) && !losing(&gate, B.0, ROOT, Rights::NAMES));
     }
 
     #[test]

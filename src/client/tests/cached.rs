@@ -129,7 +129,7 @@ fn what_is_known_under_a_right_costs_no_message() {
     assert_eq!(world.core.counters(), before);
     let Ok(Reply::Answer(Answer::Directory { entries, end, .. })) = world.call(list(10, 1)) else { panic!() };
     assert_eq!((entries.len(), entries[0].name.clone(), entries[0].current, end), (1, name("b"), true, false));
-    assert!(world.core.lifetime(INO).is_some() && world.core.names_lifetime(DIRECTORY).is_some());
+    assert!(world.core.lifetime(INO).is_some() && world.core.listing_lifetime(DIRECTORY).is_some());
 }
 
 #[test]
@@ -171,11 +171,43 @@ fn an_answer_without_a_grant_is_not_kept() {
 }
 
 #[test]
+fn what_is_told_while_somebody_changes_it_has_no_lifetime_above() {
+    let mut world = World::caching();
+    let until = |world: &World, text: &str, told: u64| world.core.name_lifetime(DIRECTORY, &name(text), Some(InodeId(told)));
+    let absent = |world: &World, text: &str| world.core.name_lifetime(DIRECTORY, &name(text), None);
+    world.cost(list(0, 512));
+    assert!(until(&world, "a", 10).is_some() && until(&world, "a", 11).is_none() && absent(&world, "a").is_none());
+    assert!(absent(&world, "x").is_some() && world.core.listing_lifetime(DIRECTORY).is_some());
+    world.recall(1, vec![Recall::Name { directory: DIRECTORY, name: name("a") }]);
+    world.obey();
+    // The leader answers, and grants nothing: `a` is about to go.
+    world.grants = Rights::NONE;
+    assert_eq!((world.cost(lookup("a")), world.cost(list(0, 512))), (1, 1));
+    assert!(until(&world, "a", 10).is_none() && until(&world, "b", 11).is_some());
+    assert_eq!(world.core.listing_lifetime(DIRECTORY), None);
+    // It is gone, and the next answer says that nothing is under way any more.
+    world.names.remove(&name("a"));
+    world.grants = Rights::READ.with(Rights::NAMES);
+    assert_eq!(world.cost(lookup("a")), 1);
+    assert!(absent(&world, "a").is_some() && world.core.listing_lifetime(DIRECTORY).is_some());
+    // Attributes likewise.
+    let version = world.call(stat(InodeId(11))).map(|reply| match reply {
+        Reply::Answer(Answer::Attributes(attributes)) => attributes.version,
+        other => panic!("{other:?}"),
+    });
+    let version = version.unwrap();
+    assert!(world.core.attributes_lifetime(InodeId(11), version).is_some());
+    assert_eq!(world.core.attributes_lifetime(InodeId(11), version + 1), None);
+}
+
+#[test]
 fn a_recall_takes_what_it_names_and_is_answered_after_the_caches_above() {
     let mut world = World::caching();
     world.cost(list(0, 512));
     world.recall(1, vec![Recall::Name { directory: DIRECTORY, name: name("a") }]);
-    assert_eq!((world.core.lifetime(DIRECTORY), world.core.names_lifetime(DIRECTORY).is_some()), (None, true));
+    assert_eq!((world.core.lifetime(DIRECTORY), world.core.listing_lifetime(DIRECTORY)), (None, None));
+    assert_eq!(world.core.name_lifetime(DIRECTORY, &name("a"), Some(InodeId(10))), None);
+    assert!(world.core.name_lifetime(DIRECTORY, &name("b"), Some(InodeId(11))).is_some(), "the right to the others stays");
     assert_eq!(world.count(is_recalled), 0);
     world.recall(1, vec![Recall::Name { directory: DIRECTORY, name: name("a") }]);
     assert_eq!(world.obey(), [Invalidation::Name { directory: DIRECTORY, name: name("a") }], "a doubled notice is one");
@@ -306,13 +338,13 @@ fn a_change_that_was_given_up_is_not_believed_either_way() {
     world.swallow = u32::MAX;
     world.run_for(Duration::from_millis(100));
     assert_eq!((world.cost(lookup("a")), world.cost(lookup("a"))), (1, 1), "it may happen yet");
-    assert_eq!(world.core.names_lifetime(DIRECTORY), None);
+    assert_eq!(world.core.listing_lifetime(DIRECTORY), None);
     world.names.remove(&name("a"));
     world.swallow = 0;
     world.run_for(Duration::from_secs(12));
     assert_eq!(world.cost(lookup("a")), 1, "what was known while it could happen is forgotten");
     assert_eq!(world.call(lookup("a")).err(), Some(Status::NotFound));
-    assert!(world.core.names_lifetime(DIRECTORY).is_some());
+    assert!(world.core.listing_lifetime(DIRECTORY).is_some());
 }
 
 #[test]

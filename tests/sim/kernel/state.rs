@@ -177,7 +177,8 @@ impl State {
             return;
         }
         if let Some(inode) = self.inodes.remove(&ino) {
-            self.dentries.retain(|_, dentry| dentry.ino != Some(ino));
+            // Each name keeps its directory, so a directory goes after all its names.
+            self.dentries.retain(|(parent, _), dentry| *parent != ino && dentry.ino != Some(ino));
             self.forgets.push((ino, inode.lookups));
             self.changes += 1;
         }
@@ -209,7 +210,8 @@ impl State {
         self.changes += 1;
         let Some(inode) = self.inodes.get_mut(&attributes.ino) else {
             let size = attributes.size;
-            let inode = Inode { attributes, valid_until, version, size, pages: BTreeMap::new(), dirty: BTreeSet::new(), lookups: 0 };
+            // Only a look-up brings an inode, and is the first to be forgotten.
+            let inode = Inode { attributes, valid_until, version, size, pages: BTreeMap::new(), dirty: BTreeSet::new(), lookups: 1 };
             self.inodes.insert(attributes.ino, inode);
             return Freshness::New;
         };

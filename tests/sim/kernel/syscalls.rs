@@ -472,6 +472,13 @@ impl Kernel {
         }
         self.state(|state| state.mapped.insert(open.ino, open.handle));
         let result = self.store_mapped(open, offset, bytes).await;
+        if result.is_err() {
+            // munmap writes back what msync did not come to, while the file is still open.
+            for page in offset / PAGE..end.div_ceil(PAGE) {
+                let _lock = self.lock(Lockable::Page(open.ino, page), Mode::Exclusive).await;
+                let _ = self.launder(open.ino, page).await;
+            }
+        }
         self.state(|state| state.mapped.remove(&open.ino));
         result
     }
