@@ -75,6 +75,37 @@ fn looking_again_costs_no_message_and_no_request_but_open_and_close() {
     assert!(!spent.contains_key("control") && !spent.contains_key("bulk"), "{spent:?}");
 }
 
+fn flock(file: &File, operation: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open.
+    if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[test]
+fn locks_and_small_writes_that_nobody_contends_cost_no_message() {
+    let (_cluster, a, b) = two_mounts();
+    let file = File::create(a.path().join("f")).unwrap();
+    file.write_all_at(b"first", 0).unwrap();
+    // From here on there is room that is reserved, and nothing that is due.
+    file.sync_all().unwrap();
+    let before = a.report();
+    for _ in 0..100 {
+        flock(&file, libc::LOCK_EX).unwrap();
+        flock(&file, libc::LOCK_SH).unwrap();
+        flock(&file, libc::LOCK_UN).unwrap();
+    }
+    flock(&file, libc::LOCK_EX).unwrap();
+    let spent = spent(&before, &a.report());
+    assert!(!spent.contains_key("control"), "{spent:?}");
+    // The other mount finds what was locked there all the same, and what is written under the lock.
+    let other = OpenOptions::new().read(true).write(true).open(b.path().join("f")).unwrap();
+    assert_eq!(flock(&other, libc::LOCK_EX | libc::LOCK_NB).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    file.write_all_at(b"second", 0).unwrap();
+    flock(&file, libc::LOCK_UN).unwrap();
+    flock(&other, libc::LOCK_EX).unwrap();
+    assert_eq!(fs::read(b.path().join("f")).unwrap(), b"second");
+    assert_eq!(flock(&file, libc::LOCK_SH | libc::LOCK_NB).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
 #[test]
 fn no_mount_sees_the_old_state_once_a_call_has_returned() {
     let (_cluster, a, b) = two_mounts();

@@ -182,10 +182,18 @@ impl Core {
         }
     }
 
+    /// Others look at the file: writing it alone is not worth while for a moment.
+    pub(super) fn postpone_wish(&mut self, now: Time, ino: InodeId) {
+        if self.config.behind && self.flushing.wishes.len() < limits::ACQUIRE_WISHES_MAX {
+            let wish = self.flushing.wishes.entry(ino).or_insert(Wish { writes: 0, last: now, not_before: now });
+            (wish.writes, wish.not_before) = (0, now + limits::COOL_TIME);
+        }
+    }
+
     pub(super) fn on_acquired(&mut self, now: Time, ino: InodeId, result: Result<Response, Status>) {
         let granted = matches!(result, Ok(Response::Replied { replied: Replied::Acquired { granted: true, .. }, .. }));
         match self.flushing.wishes.get_mut(&ino) {
-            _ if granted => _ = self.flushing.wishes.remove(&ino),
+            _ if granted => drop(self.flushing.wishes.remove(&ino)),
             Some(wish) => wish.not_before = now + limits::COOL_TIME,
             None => {}
         }

@@ -108,6 +108,7 @@ impl Core {
         }
         if writer && let Some(waiting) = self.recalls.waiting.get_mut(&errand) {
             waiting.writers.insert(ino);
+            self.postpone_wish(now, ino);
         }
     }
 

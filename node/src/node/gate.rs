@@ -324,6 +324,8 @@ impl Gate {
         for item in &outstanding.items {
             self.wanted.remove(&(outstanding.session, item.clone()));
             match item {
+                // A look takes no cache away; whoever writes on does not ask for the right again at once.
+                Recall::Inode { keep, .. } if keep.contains(Rights::READ) => {}
                 Recall::Inode { ino, .. } => self.heat(now, *ino),
                 Recall::Name { .. } => {}
             }
