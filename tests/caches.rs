@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, sy
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::posix::rename2;
 use common::{Cluster, Mount, random_bytes, wait_until};
 
 fn two_mounts() -> (Cluster, Mount, Mount) {
@@ -327,6 +328,113 @@ fn races_between_mounts_have_one_winner() {
     });
     let seen = [&a, &b].map(|mount| (fs::read(mount.path().join("target")).unwrap(), names(mount.path())));
     assert_eq!(seen[0], seen[1]);
+}
+
+/// Four contenders, two on each mount, act at once, round after round. For each round the errno of each; 0 for success.
+fn contend(mounts: [&Mount; 2], rounds: usize, act: impl Fn(usize, &Path, usize) -> io::Result<()> + Sync) -> Vec<Vec<i32>> {
+    let barrier = std::sync::Barrier::new(4);
+    let contender = |who: usize| {
+        let root = mounts[who % 2].path();
+        let acted = (0..rounds).map(|round| {
+            barrier.wait();
+            act(who, root, round).err().map_or(0, |error| error.raw_os_error().unwrap_or(-1))
+        });
+        acted.collect::<Vec<i32>>()
+    };
+    let came: Vec<Vec<i32>> = std::thread::scope(|scope| {
+        let contenders: Vec<_> = (0..4).map(|who| scope.spawn(move || contender(who))).collect();
+        contenders.into_iter().map(|contender| contender.join().unwrap()).collect()
+    });
+    (0..rounds).map(|round| came.iter().map(|of_one| of_one[round]).collect()).collect()
+}
+
+#[test]
+fn each_name_is_won_by_one_of_four_on_two_mounts() {
+    const ROUNDS: usize = 40;
+    let (_cluster, a, b) = two_mounts();
+    let one_wins = |what: &str, others: &[i32], act: &(dyn Fn(usize, &Path, usize) -> io::Result<()> + Sync)| -> Vec<usize> {
+        let came = contend([&a, &b], ROUNDS, act);
+        let winner = |round: &Vec<i32>| {
+            let losers = round.iter().filter(|errno| others.contains(errno)).count();
+            assert!(round.iter().filter(|errno| **errno == 0).count() == 1 && losers == 3, "{what}: {round:?}");
+            round.iter().position(|errno| *errno == 0).unwrap()
+        };
+        came.iter().map(winner).collect()
+    };
+    one_wins("mkdir", &[libc::EEXIST], &|_, root, round| fs::create_dir(root.join(format!("d{round}"))));
+    one_wins("rmdir", &[libc::ENOENT], &|_, root, round| fs::remove_dir(root.join(format!("d{round}"))));
+    for who in 0..4 {
+        fs::write(a.path().join(format!("own{who}")), b"").unwrap();
+    }
+    let won = one_wins("link", &[libc::EEXIST], &|who, root, round| {
+        fs::hard_link(root.join(format!("own{who}")), root.join(format!("l{round}")))
+    });
+    for (who, mount) in [(0, &b), (1, &a), (2, &b), (3, &a)] {
+        let wins = won.iter().filter(|&&winner| winner == who).count() as u64;
+        assert_eq!(fs::metadata(mount.path().join(format!("own{who}"))).unwrap().nlink(), 1 + wins);
+    }
+    one_wins("rename of one file", &[libc::ENOENT], &|who, root, round| {
+        fs::rename(root.join(format!("l{round}")), root.join(format!("r{round}-{who}")))
+    });
+    assert_eq!(names(a.path()).iter().filter(|name| name.starts_with('r')).count(), ROUNDS);
+    for round in 0..ROUNDS {
+        for who in 0..4 {
+            fs::create_dir_all(b.path().join(format!("s{round}-{who}/{who}"))).unwrap();
+        }
+    }
+    let won = one_wins("rename to a free name", &[libc::EEXIST], &|who, root, round| {
+        rename2(&root.join(format!("s{round}-{who}")), &root.join(format!("t{round}")), libc::RENAME_NOREPLACE)
+    });
+    for (round, winner) in won.iter().enumerate() {
+        assert_eq!(
+            [names(&a.path().join(format!("t{round}"))), names(&b.path().join(format!("t{round}")))],
+            [[winner.to_string()], [winner.to_string()]]
+        );
+    }
+    one_wins("unlink", &[libc::ENOENT], &|_, root, round| {
+        let listed = format!("r{round}-");
+        let name = (0..4).map(|who| format!("{listed}{who}")).find(|name| root.join(name).exists());
+        name.map_or(Err(io::Error::from_raw_os_error(libc::ENOENT)), |name| fs::remove_file(root.join(name)))
+    });
+    assert!(!names(b.path()).iter().any(|name| name.starts_with('r')));
+}
+
+#[test]
+fn a_directory_is_removed_or_filled_and_no_circle_is_made() {
+    const ROUNDS: usize = 40;
+    let (_cluster, a, b) = two_mounts();
+    for round in 0..ROUNDS {
+        fs::create_dir_all(a.path().join(format!("d{round}"))).unwrap();
+        fs::create_dir_all(a.path().join(format!("c{round}/x"))).unwrap();
+        fs::create_dir_all(a.path().join(format!("c{round}/y"))).unwrap();
+    }
+    let came = contend([&a, &b], ROUNDS, |who, root, round| {
+        let directory = root.join(format!("d{round}"));
+        if who < 2 { fs::remove_dir(directory) } else { File::create_new(directory.join(who.to_string())).map(drop) }
+    });
+    for (round, came) in came.iter().enumerate() {
+        let made: Vec<String> = (2..4).filter(|&who| came[who] == 0).map(|who| who.to_string()).collect();
+        let removed = came[..2].iter().filter(|errno| **errno == 0).count();
+        assert_eq!(removed, usize::from(made.is_empty()), "{came:?}");
+        assert!(came.iter().all(|errno| [0, libc::ENOENT, libc::ENOTEMPTY].contains(errno)), "{came:?}");
+        for mount in [&a, &b] {
+            let directory = mount.path().join(format!("d{round}"));
+            assert!(if removed == 1 { !directory.exists() } else { names(&directory) == made });
+        }
+    }
+    // One directory into the other, and the other way round.
+    let came = contend([&a, &b], ROUNDS, |who, root, round| {
+        let (from, to) = if who % 2 == 0 { ("x", "y/x") } else { ("y", "x/y") };
+        fs::rename(root.join(format!("c{round}/{from}")), root.join(format!("c{round}/{to}")))
+    });
+    for (round, came) in came.iter().enumerate() {
+        assert!(came.iter().all(|errno| [0, libc::ENOENT, libc::EINVAL].contains(errno)), "{came:?}");
+        for mount in [&a, &b] {
+            let top = names(&mount.path().join(format!("c{round}")));
+            assert!(top == ["x"] || top == ["y"], "{top:?}");
+            assert_eq!(names(&mount.path().join(format!("c{round}/{}", top[0]))), [if top[0] == "x" { "y" } else { "x" }]);
+        }
+    }
 }
 
 #[test]

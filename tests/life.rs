@@ -332,8 +332,13 @@ fn a_stopped_mount_neither_holds_others_up_nor_wakes_with_the_past() {
     assert!(longest < CONFLICT_WITHIN, "one call took {longest:?}");
     let roots = [other.path().to_path_buf(), third.path().to_path_buf()];
     ends_within(GROUP_WITHIN, "looks while a mount is stopped", move || roots.iter().for_each(|root| check_changed(root)));
+    // Calls that begin now, with all of this in the kernel's caches, wait for the sleeper rather than show what it saw.
+    let root = sleeper.path().to_path_buf();
+    let late = std::thread::spawn(move || check_changed(&root));
     wait_until(2 * BEYOND_LEASE, "its lease has run out", || stopped.elapsed() > BEYOND_LEASE);
+    assert!(!late.is_finished(), "the kernel answers in the sleeper's place");
     sleeper.signal(libc::SIGCONT);
+    late.join().expect("looks that began while it was stopped");
     let root = sleeper.path().to_path_buf();
     let (seen, took) = ends_within(GROUP_WITHIN, "looks of the mount that woke", move || {
         check_open(&seen, NEW);

@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Cluster, Mount, wait_until};
 
@@ -284,6 +284,104 @@ fn readdir_is_stable_while_others_change_the_directory() {
     kept_seen.dedup();
     assert_eq!(kept_seen.len(), 1500, "and listed once");
     assert_eq!(names(&b.path().join("many")).len(), 3000);
+}
+
+/// Names in the order of getdents64(2), read a few at a time with `between` after each call.
+fn listed(directory: &Path, mut between: impl FnMut()) -> Vec<String> {
+    let directory = File::open(directory).unwrap();
+    let mut buffer = [0u8; 512];
+    let mut names = Vec::new();
+    loop {
+        // SAFETY: a buffer of the length that is passed.
+        let length = unsafe { libc::syscall(libc::SYS_getdents64, directory.as_raw_fd(), buffer.as_mut_ptr(), buffer.len()) };
+        assert!(length >= 0, "{}", io::Error::last_os_error());
+        if length == 0 {
+            return names;
+        }
+        let mut line = &buffer[..length as usize];
+        while !line.is_empty() {
+            let end = usize::from(u16::from_le_bytes([line[16], line[17]]));
+            let name = line[19..end].split(|&byte| byte == 0).next().unwrap_or_default();
+            names.push(String::from_utf8_lossy(name).into_owned());
+            line = &line[end..];
+        }
+        between();
+    }
+}
+
+#[test]
+fn each_name_is_listed_once_while_others_are_moved_made_and_removed() {
+    const NAMES: usize = 300;
+    let (_cluster, a, b) = two_mounts();
+    for directory in ["d", "aside"] {
+        fs::create_dir(a.path().join(directory)).unwrap();
+    }
+    let at = |mount: &Mount, name: String| mount.path().join("d").join(name);
+    for number in 0..NAMES {
+        fs::write(at(&a, format!("keep{number}")), b"").unwrap();
+        fs::write(at(&b, format!("move{number}")), b"").unwrap();
+    }
+    let kept: Vec<String> = (0..NAMES).map(|number| format!("keep{number}")).collect();
+    for (lister, changer) in [(&a, &b), (&b, &a), (&a, &a)] {
+        let mut turn = 0;
+        let seen = listed(&lister.path().join("d"), || {
+            let number = turn * 7 % NAMES;
+            // Moved within, moved out and in again, made and removed.
+            fs::rename(at(changer, format!("move{number}")), at(changer, format!("moved{number}"))).unwrap();
+            fs::rename(at(changer, format!("moved{number}")), changer.path().join("aside/one")).unwrap();
+            fs::rename(changer.path().join("aside/one"), at(changer, format!("move{number}"))).unwrap();
+            fs::write(at(changer, format!("new{turn}")), b"").unwrap();
+            if turn % 2 == 1 {
+                fs::remove_file(at(changer, format!("new{}", turn - 1))).unwrap();
+            }
+            turn += 1;
+        });
+        let mut found: Vec<&String> = seen.iter().filter(|name| name.starts_with("keep")).collect();
+        assert_eq!(found.len(), NAMES, "each name that stayed is listed once");
+        found.sort();
+        found.dedup();
+        assert_eq!(found.len(), kept.len());
+        for turn in 0..turn {
+            let _ = fs::remove_file(at(&a, format!("new{turn}")));
+        }
+        assert_eq!(names(&a.path().join("d")), names(&b.path().join("d")));
+        assert_eq!(names(&a.path().join("d")).len(), 2 * NAMES);
+    }
+}
+
+#[test]
+fn a_large_directory_is_made_listed_and_removed() {
+    // Heavy on demand: a million takes some minutes with a release build.
+    let entries: usize = std::env::var("DFS_ENTRIES").map_or(5_000, |count| count.parse().expect("a number"));
+    let cluster = Cluster::start_with(3, common::Options { memory: "4GiB", ..common::Options::default() });
+    let (a, b) = (Mount::new(&cluster), Mount::new(&cluster));
+    fs::create_dir(a.path().join("large")).unwrap();
+    let timed = |what: &str, begun: Instant| println!("{what} {entries} entries: {:.1} s", begun.elapsed().as_secs_f64());
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for (first, mount) in [&a, &b].into_iter().enumerate() {
+            let create = move |number: usize| drop(File::create_new(mount.path().join(format!("large/{number:07}"))).unwrap());
+            scope.spawn(move || (first..entries).step_by(2).for_each(create));
+        }
+    });
+    timed("created", begun);
+    for mount in [&a, &b] {
+        let begun = Instant::now();
+        let mut seen = names(&mount.path().join("large"));
+        assert_eq!(seen.len(), entries);
+        seen.dedup();
+        assert_eq!((seen.len(), seen.last()), (entries, Some(&format!("{:07}", entries - 1))));
+        timed("listed", begun);
+    }
+    let begun = Instant::now();
+    fs::metadata(b.path().join(format!("large/{:07}", entries / 2))).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "one look-up takes {:?}", begun.elapsed());
+    let begun = Instant::now();
+    fs::remove_dir_all(b.path().join("large")).unwrap();
+    timed("removed", begun);
+    assert!(names(a.path()).is_empty());
+    let inodes = || cluster.dfs_json(&["status"])["inodes"].as_u64().expect("a count");
+    wait_until(Duration::from_secs(60), "all of it is reaped", || inodes() <= 1);
 }
 
 #[test]

@@ -382,7 +382,9 @@ impl Keeper {
         {
             self.sweeps.pop_first();
             self.swept.remove(&ino);
-            if self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
+            // Each time that the kernel asks before it uses suspect pages, it drops them all by itself.
+            let asks = self.refreshed.get(&ino).is_some_and(|&at| now < at + limits::SUSPECT_PAGES_MAX_AGE);
+            if asks || self.recalls.outstanding() >= limits::MOUNT_NOTICES_MAX / 2 {
                 self.sweep(now, ino);
             } else if self.pages.is_suspect(ino) && !self.recalls.is_dropping(ino) {
                 self.drop_pages(now, ino);

@@ -87,6 +87,8 @@ impl Real {
                     // The count must not be 0, or the kernel would not look at the descriptors.
                     length = length.max(1);
                 }
+                // As cp(1) does: Linux goes by the size that it knows, which another mount may have changed since this was opened.
+                source.metadata()?;
                 return copy(source, target, *from_offset, *to_offset, length);
             }
             Op::Close { slot } => return Ok(self.slots[*slot].take().map_or(Out::Skipped, |_| Out::Done)),

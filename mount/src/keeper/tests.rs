@@ -283,6 +283,25 @@ fn what_is_read_without_a_right_is_dropped_at_once() {
 }
 
 #[test]
+fn no_notice_overtakes_the_answers_of_a_reader_that_keeps_asking() {
+    let mut script = Script::new();
+    script.content = None;
+    let due = |script: &mut Script| script.with(|keeper, now, _| keeper.on_deadline(now, |_| 1));
+    // As under steady sharing: each read asks first, and its pages are suspect as soon as it has them. 200 ms of that.
+    for _ in 0..20 {
+        script.refresh();
+        script.read();
+        script.now = script.now + limits::SUSPECT_PAGES_MAX_AGE / 5;
+        due(&mut script);
+        script.quiet();
+    }
+    // Once it asks no more, what it left behind is dropped: a mapping would show it for ever.
+    script.now = script.now + limits::SUSPECT_PAGES_MAX_AGE;
+    due(&mut script);
+    assert_eq!(script.notice().1, KernelNotice::Inode { ino: INO });
+}
+
+#[test]
 fn the_version_is_learnt_before_a_read_whose_right_was_not_used_for_long() {
     let mut script = Script::new();
     script.stat(1);
