@@ -21,6 +21,7 @@ mod layout;
 mod local;
 mod locks;
 mod names;
+mod pass;
 mod read;
 mod recall;
 mod rights;

@@ -1,3 +1,5 @@
+//! Runs that merge, marks that are reached, and random writes against a plain array.
+
 use super::*;
 use crate::random::Random;
 
