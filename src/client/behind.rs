@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{Bytes, BytesMut};
 
 use crate::limits;
+use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Attributes, ByteRange, InodeId, Timestamp};
 
@@ -55,6 +56,8 @@ struct Dirty {
     whole_slots: usize,
     /// A commit that would have given `WRITE` back had no answer: if the right is gone, it was by that commit.
     may_have_yielded: bool,
+    /// Why the last job failed.
+    failed: Option<Status>,
 }
 
 /// The table.
@@ -218,6 +221,7 @@ impl Behind {
         let Some(dirty) = self.files.get_mut(&ino) else { return };
         let before = dirty.size();
         (dirty.job, dirty.flying, dirty.flying_bytes, dirty.may_have_yielded) = (None, Vec::new(), 0, false);
+        dirty.failed = None;
         dirty.committed = dirty.committed.max(dirty.flown);
         let after = dirty.size();
         self.resize(before, after);
@@ -226,10 +230,10 @@ impl Behind {
 
     /// The job has failed: what it did not commit is dirty as before. `yielding`: its last commit may have happened, and would have given
     /// the right back.
-    pub(super) fn on_failed(&mut self, now: Time, ino: InodeId, yielding: bool) {
+    pub(super) fn on_failed(&mut self, now: Time, ino: InodeId, status: Status, yielding: bool) {
         let Some(dirty) = self.files.get_mut(&ino) else { return };
         let before = dirty.size();
-        dirty.job = None;
+        (dirty.job, dirty.failed) = (None, Some(status));
         dirty.flown = dirty.committed;
         dirty.may_have_yielded |= yielding;
         let newer = std::mem::take(&mut dirty.segments);
@@ -240,6 +244,11 @@ impl Behind {
         let after = dirty.size();
         self.resize(before, after);
         self.settle(now, ino, limits::BEHIND_RETRY);
+    }
+
+    /// Why one of these files could not be committed when it was last tried.
+    pub(super) fn failure(&self, mut inos: impl Iterator<Item = InodeId>) -> Option<Status> {
+        inos.find_map(|ino| self.files.get(&ino)?.failed)
     }
 
     /// Whether the right went with a commit of which there was no answer.
@@ -362,6 +371,7 @@ impl Dirty {
             end: 0,
             whole_slots: 0,
             may_have_yielded: false,
+            failed: None,
         }
     }
 

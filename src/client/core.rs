@@ -688,7 +688,10 @@ impl Core {
         match *deadline {
             deadline if now < deadline => self.arm(deadline, Alarm::Job(id)),
             _ if files.is_empty() => {}
-            _ => self.finish(now, id, Err(Status::TimedOut)),
+            _ => {
+                let status = self.behind.failure(files.keys().copied()).unwrap_or(Status::TimedOut);
+                self.finish(now, id, Err(status));
+            }
         }
     }
 

@@ -357,12 +357,9 @@ impl Core {
             }
             Err(status) => {
                 tracing::warn!(%ino, %status, "what was written could not be committed; trying on");
-                self.behind.on_failed(now, ino, yielded);
+                self.behind.on_failed(now, ino, status, yielded);
                 if self.flushing.leaving.contains(&ino) {
                     self.on_yielded(now, ino, false);
-                }
-                if matches!(status, Status::NoSpace | Status::Full) {
-                    _ = self.refuse_waiting(now, ino, status);
                 }
             }
         }
@@ -521,12 +518,15 @@ impl Core {
     }
 
     pub(super) fn on_waiting_alarm(&mut self, now: Time, id: u64) {
-        let Some(deadline) = self.jobs.get(&id).map(|job| job.deadline) else { return };
+        let Some((Work::Waiting(waiting), deadline)) = self.jobs.get(&id).map(|job| (&job.work, job.deadline)) else { return };
         if now < deadline {
             return self.arm(deadline, Alarm::Job(id));
         }
+        // Room was reserved, so that "no space" is a matter of time; only who writes is told that it lasts.
+        let writes = matches!(waiting.call, Call::Write { .. });
+        let status = self.behind.failure(waiting.files.keys().copied()).filter(|_| writes);
         self.flushing.thirsty.remove(&id);
-        self.finish(now, id, Err(Status::TimedOut));
+        self.finish(now, id, Err(status.unwrap_or(Status::TimedOut)));
     }
 
     /// A job is over that may have waited.

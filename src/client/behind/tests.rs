@@ -36,7 +36,7 @@ fn small_writes_become_one_run_and_the_newest_byte_wins() {
     assert_eq!(taken.runs, [(8, Bytes::from_static(b"ddaacccccc"))], "what touches goes as one");
     write(&mut book, 9, b"X");
     assert_eq!(read(&book, b"", 18)[8..12], *b"dXaa", "what is on its way is older");
-    book.on_failed(NOW, INO, false);
+    book.on_failed(NOW, INO, Status::TimedOut, false);
     book.check_invariants();
     assert_eq!(read(&book, b"", 18)[8..12], *b"dXaa");
     assert_eq!(book.take(INO, Cut::All, 2).unwrap().runs, [(8, Bytes::from_static(b"dXaacccccc"))]);
@@ -109,7 +109,7 @@ fn random_writes_read_as_a_plain_array_does() {
                         if let Some((at, bytes)) = first.last() {
                             book.on_part(INO, at + bytes.len() as u64);
                         }
-                        book.on_failed(NOW, INO, false);
+                        book.on_failed(NOW, INO, Status::TimedOut, false);
                     }
                 }
                 _ => {}
