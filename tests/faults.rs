@@ -88,6 +88,26 @@ fn p3_either_holder_may_die_right_after_fsync() {
 }
 
 #[test]
+fn p3_dfs_sync_makes_safe_what_every_mount_has_accepted() {
+    let cluster = Cluster::start(3);
+    let (a, b) = (Mount::new(&cluster), Mount::new(&cluster));
+    for round in 0..5 {
+        fs::create_dir(a.path().join(round.to_string())).unwrap();
+        for file in 0..100 {
+            fs::write(a.path().join(format!("{round}/{file}")), random_bytes(100 * round + file, 5000)).unwrap();
+        }
+    }
+    cluster.dfs_ok(&["sync"]);
+    a.signal(libc::SIGKILL);
+    for round in 0..5 {
+        for file in 0..100 {
+            let content = fs::read(b.path().join(format!("{round}/{file}"))).unwrap();
+            assert!(content == random_bytes(100 * round + file, 5000), "{round}/{file}");
+        }
+    }
+}
+
+#[test]
 fn p4_every_call_ends_while_a_node_is_stopped() {
     let mut cluster = Cluster::start(3);
     let mount = Mount::new(&cluster);

@@ -250,10 +250,9 @@ impl Store {
         self.client.space().map_err(|error| Failure::status("df", error.status))
     }
 
-    /// Returns when what this session wrote is safe and the leader is known to answer.
+    /// Returns when all that mounts had accepted is safe.
     pub fn sync(&self) -> Result<(), Failure> {
-        self.client.sync().map_err(|error| Failure::status("sync", error.status))?;
-        self.space().map(drop)
+        self.client.sync().map_err(|error| Failure::status("sync", error.status))
     }
 
     /// Stops the whole cluster.

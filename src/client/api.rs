@@ -297,9 +297,10 @@ impl Client {
         }
     }
 
-    /// Returns when everything that this client did is replicated and committed.
+    /// Returns when everything that this client did, and all that others had accepted, is replicated and committed.
     pub fn sync(&self) -> Result<(), Error> {
-        self.call(Call::Flush).map(|_| ()).map_err(|status| Error { status, context: "sync".into() })
+        let done = self.call(Call::Flush).and_then(|_| self.query(Query::Settle { told: false }));
+        done.map(|_| ()).map_err(|status| Error { status, context: "sync".into() })
     }
 
     /// Stops the whole cluster.

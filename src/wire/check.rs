@@ -107,6 +107,7 @@ fn query(query: &Query) -> Result<(), Status> {
         | Query::Hold { .. }
         | Query::Release { .. }
         | Query::Space
+        | Query::Settle { .. }
         | Query::Seek { .. }
         | Query::Xattrs { .. } => Ok(()),
         Query::Reclaim { held, rights, .. } => {

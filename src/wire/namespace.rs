@@ -382,6 +382,11 @@ pub enum Query {
     Xattrs {
         ino: InodeId,
     },
+    /// Answered when all that sessions had accepted and not committed is committed. `told`: they have been asked already; clients say
+    /// false.
+    Settle {
+        told: bool,
+    },
 }
 
 /// Version of where a file's bytes are: data version, and a counter that folding and repair advance too.

@@ -51,7 +51,9 @@ impl Namespace {
             Query::Seek { ino, offset, what } => self.seek(*ino, *offset, *what),
             Query::Xattr { ino, name } => self.xattr(*ino, name),
             Query::Xattrs { ino } => self.xattrs(*ino),
-            Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space => Err(Status::NotSupported),
+            Query::Hold { .. } | Query::Release { .. } | Query::Reclaim { .. } | Query::Space | Query::Settle { .. } => {
+                Err(Status::NotSupported)
+            }
             Query::TestLock { .. } | Query::LeaveLockQueue { .. } => Err(Status::NotSupported),
         }
     }

@@ -427,6 +427,11 @@ impl Store {
         self.writers.get(&ino).copied()
     }
 
+    /// All files that some session may write alone.
+    pub fn writers(&self) -> impl Iterator<Item = (InodeId, SessionId)> {
+        self.writers.iter().map(|(&ino, &session)| (ino, session))
+    }
+
     /// The files that the session may write alone.
     pub fn written_by(&self, session: SessionId) -> Option<&BTreeSet<InodeId>> {
         self.written.get(&session)

@@ -15,6 +15,11 @@ impl Namespace {
         self.store.writer(ino)
     }
 
+    /// All files that some session may write alone.
+    pub fn writers(&self) -> impl Iterator<Item = (InodeId, SessionId)> {
+        self.store.writers()
+    }
+
     /// Whether the session has the `WRITE` right on any file.
     pub fn writes_any(&self, session: SessionId) -> bool {
         self.store.written_by(session).is_some()

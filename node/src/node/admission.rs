@@ -310,6 +310,11 @@ impl Node {
 
     /// Answers a query whose leadership is proven, or lets it wait for another session's writes.
     pub(super) fn answer_query(&mut self, asker: Asker, session: SessionId, query: Query) {
+        if let Query::Settle { told } = query
+            && self.waits_for_writers(asker, session, told)
+        {
+            return;
+        }
         let look = claims::looks_at(&self.namespace, &query);
         let writer = look.and_then(|ino| Some((ino, self.namespace.writer(ino).filter(|writer| *writer != session)?)));
         if let Some((ino, writer)) = writer.filter(|_| !self.sabotaged(Sabotage::RecallIgnored)) {
@@ -326,6 +331,27 @@ impl Node {
             }
             Err(status) => self.fail(asker, status),
         }
+    }
+
+    /// Recalls `WRITE` from whoever has it; with it comes what was written. Tells whether there is anybody to wait for: later, when they
+    /// have been `told`, those who were given the right since do not count.
+    fn waits_for_writers(&mut self, asker: Asker, session: SessionId, told: bool) -> bool {
+        let Some(leading) = &mut self.leading else { return false };
+        let writers =
+            self.namespace.writers().filter(|&(ino, writer)| writer != session && (!told || leading.gate.is_recalled_from(writer, ino)));
+        let items: Vec<(SessionId, Recall)> = writers.map(|(ino, writer)| (writer, Recall::Inode { ino, keep: Rights::READ })).collect();
+        if items.is_empty() {
+            return false;
+        }
+        // Nobody loses what he wrote for being silent while others only want to be sure.
+        if items.iter().any(|(writer, _)| self.is_silent(*writer)) {
+            self.fail(asker, Status::Unavailable);
+            return true;
+        }
+        let Some(leading) = &mut self.leading else { return false };
+        let waiter = leading.gate.add_look(Look { asker, session, query: Query::Settle { told: true } });
+        self.want_recalls(waiter, items);
+        true
     }
 
     /// Whether the session is given rights at all, by an answer over that link: only one that a later recall cannot overtake.

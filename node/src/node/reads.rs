@@ -126,6 +126,7 @@ impl Node {
                 Ok(Answer::Done)
             }
             Query::Space => Ok(Answer::Space(self.space())),
+            Query::Settle { .. } => Ok(Answer::Done),
             Query::TestLock { ino, kind, key, range, mode } => {
                 self.namespace.test_lock(*ino, LockOwner { kind: *kind, session, key: *key }, *range, *mode)
             }
