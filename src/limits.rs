@@ -346,6 +346,8 @@ pub const BEHIND_WRITE_BYTES_MAX: usize = 4 << 20;
 pub const BEHIND_AGE: Duration = Duration::from_millis(1000);
 pub const BEHIND_IDLE: Duration = Duration::from_millis(500);
 pub const BEHIND_RETRY: Duration = Duration::from_millis(500);
+/// How often it is asked, after that time each, whether a file that lost its name is gone before its bytes are committed.
+pub const UNNAMED_ASKS_MAX: u32 = 3;
 /// What one run of such bytes may cost in the cluster besides its bytes: records of its chunk, of its upload, of what it splits.
 pub const BEHIND_RUN_CHARGE: u64 = 1024;
 /// A file with so many whole slots is committed up to them.
@@ -415,3 +417,4 @@ const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
 const _: () = assert!(BEHIND_WRITE_BYTES_MAX >= 4 * CHUNK_BYTES_MAX && BEHIND_PACK_BYTES_MAX <= CHUNK_BYTES_MAX);
 const _: () = assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES);
 const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);
+const _: () = assert!(REAP_GRACE.as_millis() < BEHIND_RETRY.as_millis());

@@ -3,6 +3,9 @@
 #[allow(dead_code, reason = "the whole simulation is compiled, only the world is used")]
 mod sim;
 
+#[path = "costs/behind.rs"]
+mod behind;
+
 use bytes::Bytes;
 
 use dfs::client::{Call, Counters, Located, Reply};
@@ -493,11 +496,6 @@ fn a_stale_map_costs_one_request() {
             cluster.run.run_for(MILLISECOND / 5);
         }
         let Some(bytes) = content_that_moves(&cluster, client) else {
-            println!(
-                "DBG seed {seed} nothing {} {:?}",
-                joined(&cluster),
-                cluster.run.world.nodes().map(|(_, n)| n.map().epoch).collect::<Vec<_>>()
-            );
             continue;
         };
         let count = |cluster: &Cluster, kind| cluster.sent(client, kind).frames;

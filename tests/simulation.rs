@@ -2,11 +2,12 @@
 
 mod sim;
 
+use dfs::client;
 use dfs_node::node::Sabotage;
 
 use sim::plan::Plan;
-use sim::run::{Run, caught, run_seed};
-use sim::scripts::upload_races_deletion;
+use sim::run::{Report, Run, caught, run_client_seed, run_seed};
+use sim::scripts::{a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, upload_races_deletion};
 use sim::workload::Stats;
 
 /// Seeds that every `cargo test` runs.
@@ -89,16 +90,39 @@ fn a_deduplicated_upload_races_the_deletion_of_the_last_reference() {
     }
 }
 
+#[test]
+fn a_growing_file_is_seen_whole_by_another_mount() {
+    for seed in 0..6 {
+        caught(|| a_growing_file_is_watched(Plan::draw(seed), None)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_name_that_was_changed_is_not_believed_by_another_mount() {
+    for seed in 0..6 {
+        caught(|| a_name_that_comes_and_goes_is_watched(Plan::draw(seed), None)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
 /// Shows that the checks catch a planted bug, by what it does: by the seed that is known to, else by whichever does first.
-fn planted(sabotage: Sabotage, known: u64, evidence: &[&str]) {
+fn planted_by(name: &str, run: impl Fn(u64) -> Result<Report, String>, known: u64, evidence: &[&str]) {
     for seed in std::iter::once(known).chain(0..300) {
-        let Err(why) = run_seed(seed, Some(sabotage)) else { continue };
+        let Err(why) = run(seed) else { continue };
         if evidence.iter().any(|text| why.contains(text)) {
-            println!("{sabotage:?} was caught by seed {seed}: {why:.300}");
+            println!("{name} was caught by seed {seed}: {why:.300}");
             return;
         }
     }
-    panic!("{sabotage:?} was not caught");
+    panic!("{name} was not caught");
+}
+
+fn planted(sabotage: Sabotage, known: u64, evidence: &[&str]) {
+    planted_by(&format!("{sabotage:?}"), |seed| run_seed(seed, Some(sabotage)), known, evidence);
+}
+
+/// The same for a bug in clients and mounts.
+fn planted_in_client(sabotage: client::Sabotage, known: u64, evidence: &[&str]) {
+    planted_by(&format!("{sabotage:?}"), |seed| run_client_seed(seed, sabotage), known, evidence);
 }
 
 /// A client saw what cannot be.
@@ -135,4 +159,37 @@ fn planted_drop_instance_check() {
 #[test]
 fn planted_read_from_deposed() {
     planted(Sabotage::ReadFromDeposed, 42, SEEN);
+}
+
+/// The same where one mount watches what another writes, which the usual workload does too seldom.
+fn planted_in_watched_file(sabotage: client::Sabotage, known: u64) {
+    let run = |seed| caught(|| a_growing_file_is_watched(Plan::draw(seed), Some(sabotage))).map(|_| Report::default());
+    planted_by(&format!("{sabotage:?}"), run, known, &["had been written"]);
+}
+
+#[test]
+fn planted_recall_ignored() {
+    planted(Sabotage::RecallIgnored, 1, SEEN);
+}
+
+#[test]
+fn planted_recall_obeyed_early() {
+    let sabotage = client::Sabotage::RecallObeyedEarly;
+    let run = |seed| caught(|| a_name_that_comes_and_goes_is_watched(Plan::draw(seed), Some(sabotage))).map(|_| Report::default());
+    planted_by("RecallObeyedEarly", run, 0, &["is believed that had been changed"]);
+}
+
+#[test]
+fn planted_flush_forgotten() {
+    planted_in_client(client::Sabotage::FlushForgotten, 1, SEEN);
+}
+
+#[test]
+fn planted_chain_ignored() {
+    planted_in_client(client::Sabotage::ChainIgnored, 130, SEEN);
+}
+
+#[test]
+fn planted_attributes_overtake() {
+    planted_in_watched_file(client::Sabotage::AttributesOvertake, 0);
 }

@@ -76,10 +76,14 @@ impl Fs {
     pub fn new(config: client::Config, options: Options, now: Time, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let core = client::Core::new(config.clone(), now, random.next());
+        let mut keeper = Keeper::new(options.relaxed);
+        if config.sabotage == Some(client::Sabotage::AttributesOvertake) {
+            keeper.sabotage();
+        }
         Fs {
             core,
             translator: Translator::new(options),
-            keeper: Keeper::new(options.relaxed),
+            keeper,
             outputs: VecDeque::new(),
             config,
             random,

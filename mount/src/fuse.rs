@@ -536,7 +536,7 @@ impl Filesystem for Shell {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.ask(req, Asked::Sync { ino: inode(ino), directory: false }, Slot::Empty(reply));
+        self.ask(req, Asked::Sync { ino: inode(ino), handle: Some(Handle(fh.0)), directory: false }, Slot::Empty(reply));
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -556,7 +556,7 @@ impl Filesystem for Shell {
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.ask(req, Asked::Sync { ino: inode(ino), directory: true }, Slot::Empty(reply));
+        self.ask(req, Asked::Sync { ino: inode(ino), handle: None, directory: true }, Slot::Empty(reply));
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {

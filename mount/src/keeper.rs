@@ -137,6 +137,8 @@ pub struct Keeper {
     swept: BTreeMap<InodeId, Time>,
     /// Pages to be dropped after the reply that brings them.
     dropping: Vec<InodeId>,
+    /// Only of a keeper that is sabotaged: the last right on each inode, lost or not.
+    overtaken: Option<BTreeMap<InodeId, Time>>,
     outputs: VecDeque<Kept>,
 }
 
@@ -159,6 +161,7 @@ impl Keeper {
             sweeps: BTreeSet::new(),
             swept: BTreeMap::new(),
             dropping: Vec::new(),
+            overtaken: None,
             outputs: VecDeque::new(),
         }
     }
@@ -176,6 +179,11 @@ impl Keeper {
             _ => return None,
         };
         ((lease.content)(ino).is_some() && !self.pages.is_current(now, ino)).then_some(ino)
+    }
+
+    /// Plants a bug for tests: attributes are given lifetimes under rights that were lost meanwhile.
+    pub fn sabotage(&mut self) {
+        self.overtaken = Some(BTreeMap::new());
     }
 
     /// The kernel asks. `directory`: of the stream that it names.
@@ -441,7 +449,14 @@ impl Keeper {
                 return Duration::ZERO;
             }
         }
-        self.lifetime(now, (lease.attributes)(ino, attributes.version), limits::KERNEL_ATTRIBUTES_TTL)
+        let mut right = (lease.attributes)(ino, attributes.version);
+        if let Some(overtaken) = &mut self.overtaken {
+            match right {
+                Some(until) => _ = overtaken.insert(ino, until),
+                None => right = overtaken.get(&ino).copied(),
+            }
+        }
+        self.lifetime(now, right, limits::KERNEL_ATTRIBUTES_TTL)
     }
 
     /// Lifetime of a name in the directory that is told now.

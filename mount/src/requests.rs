@@ -135,6 +135,8 @@ pub enum Request {
     /// fsync of a file or a directory.
     Sync {
         ino: InodeId,
+        /// The open file, if it is one.
+        handle: Option<Handle>,
         directory: bool,
     },
     Release {

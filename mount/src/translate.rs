@@ -321,7 +321,11 @@ impl Translator {
             Request::Write { ino, handle, offset, bytes, kind, sync } => {
                 return self.write(token, context, (ino, handle), offset, bytes, kind, sync);
             }
-            Request::Sync { ino, directory: false } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Sync { ino }),
+            Request::Sync { ino, handle, directory: false } => {
+                // What was lost with a session must not be called safe by the next one.
+                handle.map_or(Ok(()), |handle| self.check_handle(handle, ino))?;
+                self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Sync { ino });
+            }
             // Changes of names are safe when they are answered; the bytes that they publish may not be.
             Request::Sync { directory: true, .. } => self.call(Step::Answer { token, shape: Shape::Done }, client::Call::Flush),
             Request::Release { handle } => {

@@ -314,7 +314,7 @@ impl World {
             },
             Op::MapRead { .. } if model.bytes(ino).is_empty() => return Ok(Out::Skipped),
             Op::MapRead { .. } => return Ok(Out::Bytes(self.read(open, 0, model.bytes(ino).len() as u64)?)),
-            _ => assert_eq!(self.ask(open.mount, Request::Sync { ino: open.ino, directory: false })?, Reply::Done),
+            _ => assert_eq!(self.ask(open.mount, Request::Sync { ino: open.ino, handle: None, directory: false })?, Reply::Done),
         }
         Ok(Out::Done)
     }
@@ -390,7 +390,7 @@ impl World {
                 if found.kind != FileKind::Directory {
                     return Err(libc::ENOTDIR);
                 }
-                assert_eq!(self.ask(mount, Request::Sync { ino: found.ino, directory: true })?, Reply::Done);
+                assert_eq!(self.ask(mount, Request::Sync { ino: found.ino, handle: None, directory: true })?, Reply::Done);
             }
             op => panic!("not drawn: {op:?}"),
         }

@@ -51,6 +51,8 @@ pub(super) enum Owner {
     Yielded(InodeId),
     /// `WRITE` is wanted.
     Acquired(InodeId),
+    /// Whether a file without a name is still there.
+    Unnamed(InodeId),
     /// Room for what is written behind.
     Reserved,
     /// A change of nothing, after which the cluster refuses what was given up before it.

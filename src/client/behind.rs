@@ -283,6 +283,15 @@ impl Behind {
         }
     }
 
+    /// Puts a file's time off a little.
+    pub(super) fn postpone(&mut self, now: Time, ino: InodeId) {
+        if let Some(dirty) = self.files.get_mut(&ino).filter(|dirty| dirty.job.is_none()) {
+            self.due.remove(&(dirty.due, ino));
+            dirty.due = now + limits::BEHIND_RETRY;
+            self.due.insert((dirty.due, ino));
+        }
+    }
+
     /// Lays what was written over attributes of which the leader knows only what was committed.
     pub(super) fn overlay(&self, attributes: &mut Attributes) {
         let Some(dirty) = self.files.get(&attributes.ino) else { return };

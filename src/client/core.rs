@@ -13,7 +13,7 @@ use crate::placement::PlacementTable;
 use crate::random::Random;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Term, Timestamp};
+use crate::types::{Address, ChunkHash, ClusterId, Epoch, InodeId, NodeId, Rights, Term, Timestamp};
 use crate::wire::message::{Failure, Notice, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, Op, Query};
 
@@ -31,13 +31,14 @@ use super::locks::{LockBook, LockJob};
 use super::names::Names;
 use super::read::ReadJob;
 use super::recall::Recalls;
-use super::rights::{CONTENT, RightsBook};
+use super::rights::RightsBook;
 use super::router::Router;
 use super::session::Session;
 use super::space::SpaceJob;
+use super::unnamed::Unnamed;
 use super::upload::{Upload, Uploaded};
 use super::write::WriteJob;
-use super::{Call, Config, Counters, Event, Output, Reply};
+use super::{Call, Config, Counters, Event, Output, Reply, Sabotage};
 
 /// Where the core stands with its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +191,7 @@ pub struct Core {
     pub(super) write_bytes: usize,
     pub(super) behind: Behind,
     pub(super) flushing: FlushBook,
+    pub(super) unnamed: Unnamed,
     pub(super) next_id: u64,
     alarms: BTreeSet<(Time, Alarm)>,
     armed: BTreeMap<Alarm, Time>,
@@ -246,6 +248,7 @@ impl Core {
             write_bytes: 0,
             behind: Behind::new(behind_max),
             flushing: FlushBook::default(),
+            unnamed: Unnamed::default(),
             next_id: 1,
             alarms: BTreeSet::new(),
             armed: BTreeMap::new(),
@@ -264,7 +267,8 @@ impl Core {
         if let Phase::Over(status) = self.phase {
             return self.output(Output::Done { token, result: Err(status) });
         }
-        if self.jobs.len() >= limits::CLIENT_CALLS_MAX {
+        // Files that are committed are no calls, however many there are.
+        if self.jobs.len() >= limits::CLIENT_CALLS_MAX + self.flushing.running() {
             return self.output(Output::Done { token, result: Err(Status::Busy) });
         }
         self.begin_call(now, token, call);
@@ -392,7 +396,8 @@ impl Core {
     /// Until when the caches above may use attributes and bytes of the inode as last told. `None`: not at all.
     pub fn lifetime(&self, ino: InodeId) -> Option<Time> {
         let settled = !self.changes.touch_inode(ino) && !self.changes.is_haunted();
-        self.rights.until(ino, CONTENT).filter(|_| settled && self.phase == Phase::Ready)
+        // Not under `WRITE`: it may be on its way back, and goes without another word to them.
+        self.rights.until(ino, Rights::READ).filter(|_| settled && self.phase == Phase::Ready)
     }
 
     /// An [`Output::Invalidate`] has been obeyed.
@@ -450,6 +455,10 @@ impl Core {
                 self.jobs.values().map(|job| if let Work::Write(write) = &job.work { write.bytes_charged } else { 0 }).sum();
             assert_eq!(writes, self.write_bytes);
         }
+    }
+
+    pub(super) fn is_sabotaged(&self, sabotage: Sabotage) -> bool {
+        self.config.sabotage == Some(sabotage)
     }
 
     pub(super) fn output(&mut self, output: Output) {
@@ -626,6 +635,7 @@ impl Core {
             Internal::Asked(Owner::Errand(id), _) => self.on_errand_done(id),
             Internal::Asked(Owner::Yielded(ino), result) => self.on_yielded(now, ino, result.is_ok()),
             Internal::Asked(Owner::Acquired(ino), result) => self.on_acquired(now, ino, result),
+            Internal::Asked(Owner::Unnamed(ino), result) => self.on_whether_there(now, ino, result),
             Internal::Asked(Owner::Reserved, result) => self.on_reserved(now, result),
             Internal::Asked(Owner::Laying, _) => self.laying = false,
             Internal::Asked(Owner::Nobody, _) => {}

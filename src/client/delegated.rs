@@ -16,6 +16,9 @@ use crate::wire::namespace::{Answer, Query, SetLock};
 use super::core::Core;
 use super::{Call, Output, Reply};
 
+/// What an owner does to a range; `None` gives up.
+type LockStep = (LockRange, Option<LockMode>);
+
 /// Locks that the log does not know.
 #[derive(Debug, Default)]
 pub(super) struct Delegated {
@@ -136,7 +139,7 @@ impl Core {
         if self.delegated.is_telling(ino) {
             return;
         }
-        let mut owners: BTreeMap<(LockKind, u64), (u32, VecDeque<(LockRange, Option<LockMode>)>)> = BTreeMap::new();
+        let mut owners: BTreeMap<(LockKind, u64), (u32, VecDeque<LockStep>)> = BTreeMap::new();
         for lock in self.delegated.take(ino).iter() {
             let (_, steps) = owners.entry((lock.owner.kind, lock.owner.key)).or_insert((lock.pid, VecDeque::new()));
             steps.push_back((lock.range, Some(lock.mode)));

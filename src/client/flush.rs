@@ -21,7 +21,7 @@ use super::behind::{self, Cut};
 use super::core::{Alarm, Core, Phase, Work};
 use super::names::Entry;
 use super::write::Committing;
-use super::{Call, Output, Reply};
+use super::{Call, Output, Reply, Sabotage};
 
 /// A call that goes on once files are clean, or room is reserved.
 #[derive(Debug)]
@@ -65,6 +65,7 @@ pub(super) struct FlushBook {
     reserved: u64,
     /// What is being asked for, and what commits took since.
     asked: Option<(u64, u64)>,
+    /// What was asked for last beyond what was needed.
     step: u64,
     not_before: Time,
     used: Time,
@@ -79,6 +80,13 @@ pub(super) struct FlushBook {
     lost: BTreeMap<InodeId, Status>,
     /// The newest time that was given to a write.
     clock: Timestamp,
+}
+
+impl FlushBook {
+    /// Files that are being committed.
+    pub(super) fn running(&self) -> usize {
+        self.running
+    }
 }
 
 impl Core {
@@ -112,7 +120,12 @@ impl Core {
 
     fn admit(&mut self, now: Time, ino: InodeId, at: WriteAt, bytes: &Bytes, kill_privileges: bool) -> Admission {
         let length = bytes.len();
-        if !self.config.behind || length == 0 || length > limits::BEHIND_WRITE_BYTES_MAX || !self.may_write_behind(now, ino) {
+        if !self.config.behind
+            || length == 0
+            || length > limits::BEHIND_WRITE_BYTES_MAX
+            || !self.may_write_behind(now, ino)
+            || self.is_waited_for(ino)
+        {
             return Admission::Through;
         }
         // Its size, and what the write answers with.
@@ -151,6 +164,12 @@ impl Core {
             && self.phase == Phase::Ready
             && !self.flushing.leaving.contains(&ino)
             && !self.behind.may_have_yielded(ino)
+    }
+
+    /// Whether a call waits for the file: it would do so for ever if one write after another were accepted.
+    fn is_waited_for(&self, ino: InodeId) -> bool {
+        let is_call = |id: &u64| self.jobs.get(id).is_some_and(|job| matches!(job.work, Work::Waiting(_)));
+        self.flushing.waiting.get(&ino).is_some_and(|ids| ids.iter().any(is_call))
     }
 
     /// Cluster time as this session can know it.
@@ -204,10 +223,11 @@ impl Core {
     /// Whether the room is reserved; `false`: it is being asked for. `None`: there is none to be had now.
     fn reserve_for(&mut self, now: Time, charge: u64) -> Option<bool> {
         let wanted = self.behind.charge() + charge;
-        let step = self.flushing.step.max(limits::RESERVE_STEP_MIN);
+        let step = self.flushing.step;
         if wanted + step / 2 > self.flushing.reserved && self.flushing.asked.is_none() && now >= self.flushing.not_before {
-            self.flushing.step = (step * 2).min(limits::RESERVE_STEP_MAX);
-            self.ask_for_room(now, wanted + step);
+            // More each time that half of the last is used.
+            self.flushing.step = (step * 2).clamp(limits::RESERVE_STEP_MIN, limits::RESERVE_STEP_MAX);
+            self.ask_for_room(now, wanted + self.flushing.step);
         }
         if wanted <= self.flushing.reserved {
             return Some(true);
@@ -281,7 +301,12 @@ impl Core {
             self.plan_flushes();
             return false;
         };
-        self.start_flush(now, ino, Cut::All)
+        self.ask_whether_there(now, ino) || self.start_flush(now, ino, Cut::All)
+    }
+
+    /// Whether somebody waits until the file is clean.
+    pub(super) fn is_wanted_clean(&self, ino: InodeId) -> bool {
+        self.flushing.waiting.contains_key(&ino) || self.flushing.leaving.contains(&ino)
     }
 
     fn plan_flushes(&mut self) {
@@ -295,7 +320,7 @@ impl Core {
         let id = self.fresh_id();
         let Some(taken) = self.behind.take(ino, cut, id) else { return false };
         self.flushing.running += 1;
-        let awaited = self.flushing.waiting.contains_key(&ino) || self.flushing.leaving.contains(&ino);
+        let awaited = self.is_wanted_clean(ino);
         let idle = self.behind.is_idle(now, ino) || !self.holds.is_open(ino);
         let leaves = cut == Cut::All && (self.flushing.leaving.contains(&ino) || idle);
         let committing = Committing { written: taken.written, kill_privileges: taken.kill_privileges, leaves };
@@ -338,7 +363,7 @@ impl Core {
                 }
             }
             // The commit of which there was no answer took the right with it, and committed everything.
-            Err(Status::RightLost) if had_gone => {
+            Err(Status::RightLost) if had_gone || yielded => {
                 self.behind.forget(ino);
                 self.on_yielded(now, ino, true);
             }
@@ -364,7 +389,7 @@ impl Core {
             }
         }
         self.go_on_waiting(now, ino);
-        let awaited = self.flushing.waiting.contains_key(&ino) || self.flushing.leaving.contains(&ino);
+        let awaited = self.is_wanted_clean(ino);
         if result.is_ok() && awaited {
             self.start_flush(now, ino, Cut::All);
             self.go_on_leaving(now, ino);
@@ -379,13 +404,16 @@ impl Core {
         if self.flushing.leaving.insert(ino) {
             self.tell_locks(now, ino);
         }
-        self.start_flush(now, ino, Cut::All);
+        if !self.is_sabotaged(Sabotage::FlushForgotten) {
+            self.start_flush(now, ino, Cut::All);
+        }
         self.go_on_leaving(now, ino);
     }
 
     /// Gives the right back if nothing is left to be committed or told under it.
     pub(super) fn go_on_leaving(&mut self, now: Time, ino: InodeId) {
-        let ready = !self.behind.is_dirty(ino) && !self.delegated.has_any(ino) && !self.is_yielding(ino);
+        let clean = !self.behind.is_dirty(ino) || self.is_sabotaged(Sabotage::FlushForgotten);
+        let ready = clean && !self.delegated.has_any(ino) && !self.is_yielding(ino);
         if ready && self.flushing.leaving.contains(&ino) {
             self.ask_op(now, Op::Yield { ino }, Owner::Yielded(ino));
         }
@@ -419,6 +447,8 @@ impl Core {
             | Call::Allocate { ino, .. }
             | Call::Seek { ino, .. }
             | Call::Locate { ino, .. } => inos.push(*ino),
+            // What is dirty may be committed, and changed by others since.
+            Call::Read { ino, .. } if self.behind.may_have_yielded(*ino) => inos.push(*ino),
             Call::Copy { from, to, .. } => inos.extend([*from, *to]),
             Call::Op(Op::Rename { from_parent, from_name, to_parent, to_name, mode }) => {
                 let known = [self.names.entry(*from_parent, from_name), self.names.entry(*to_parent, to_name)];

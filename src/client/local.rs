@@ -287,6 +287,7 @@ impl Core {
             Op::Rename { from_parent, to_parent, .. } => [*from_parent, *to_parent],
             _ => return,
         };
+        self.note_unnamed(&touched.inodes);
         let mut closed: Vec<InodeId> = touched.inodes.iter().copied().filter(|ino| !parents.contains(ino)).collect();
         if touched.others {
             // Which inode it was is not known.

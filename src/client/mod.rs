@@ -30,6 +30,7 @@ mod session;
 mod space;
 #[cfg(test)]
 mod tests;
+mod unnamed;
 mod upload;
 mod write;
 
@@ -65,6 +66,20 @@ pub struct Config {
     /// Whether writes are answered before they are committed, where the session may write the file alone. Only with `caches`.
     pub behind: bool,
     pub timing: Timing,
+    pub sabotage: Option<Sabotage>,
+}
+
+/// A bug planted to show that the simulator finds it. Never set outside tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// The leader hears that a recall was obeyed before the caches above have forgotten.
+    RecallObeyedEarly,
+    /// `WRITE` goes back before what was written under it is committed.
+    FlushForgotten,
+    /// A commit of bytes written behind counts as done when it is sent, so that the next one of the file may overtake it.
+    ChainIgnored,
+    /// Planted in the mount: attributes are given a lifetime under a right that an invalidation has taken meanwhile.
+    AttributesOvertake,
 }
 
 /// Intervals, apart so that a simulation can vary them.
@@ -99,6 +114,7 @@ impl Config {
             caches: false,
             behind: false,
             timing: Timing::default(),
+            sabotage: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Attributes, ByteRange, ChunkHash, FileKind, InodeId};
+use crate::types::{Attributes, ByteRange, ChunkHash, FileKind, InodeId, Rights};
 use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, ChunkPlace, Extent, LayoutVersion, Query, Source};
 
@@ -115,7 +115,8 @@ impl Core {
         let mut read = ReadJob::new(ino, range, Purpose::Read);
         if self.behind.is_dirty(ino) && range.length <= limits::CLIENT_READ_BYTES_MAX && range.end() <= limits::FILE_BYTES_MAX {
             (read.dirty, read.dirty_end) = (self.behind.within(ino, range), self.behind.end(ino));
-            if behind::cover(range, &read.dirty) {
+            // Without a lease somebody may have taken the file, and changed it.
+            if self.rights.may(now, ino, Rights::WRITE) && behind::cover(range, &read.dirty) {
                 let mut bytes = vec![0; range.length as usize];
                 behind::lay(&mut bytes, range.offset, &read.dirty);
                 return self.output(Output::Done { token, result: Ok(Reply::Bytes(bytes.into())) });

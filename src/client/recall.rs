@@ -16,7 +16,7 @@ use crate::wire::namespace::Query;
 use super::asks::{Owner, Target};
 use super::core::{Core, Phase};
 use super::holds::Said;
-use super::{Invalidation, Output};
+use super::{Invalidation, Output, Sabotage};
 
 /// Rights on their way back to the leader.
 #[derive(Debug)]
@@ -210,8 +210,9 @@ impl Core {
 
     /// Tells the leader once nothing is left to wait for.
     fn go_on(&mut self, now: Time, id: u64) {
+        let early = self.is_sabotaged(Sabotage::RecallObeyedEarly);
         let Some(waiting) = self.recalls.waiting.get_mut(&id) else { return };
-        if !waiting.invalidations.is_empty() {
+        if !waiting.invalidations.is_empty() && !early {
             return;
         }
         // Pages that were written through a mapping came back as writes by now.

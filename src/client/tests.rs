@@ -12,7 +12,9 @@ use crate::wire::message::{Body, Failure, Grant, Request, Response};
 use crate::wire::namespace::{ChunkClaim, DirectoryEntry, LayoutVersion, Patch, SetAttributes, Source};
 use crate::xattr::{CAPABILITY, XattrFlags};
 
+mod behind;
 mod cached;
+mod control;
 
 #[derive(Default)]
 struct Node {
@@ -61,6 +63,11 @@ struct World {
     /// Answers that are kept back until they are let go.
     held_back: Option<Vec<(LinkId, Frame)>>,
     invalidated: Vec<(u64, Invalidation)>,
+    // --- for clients that write behind
+    /// Files that the client may write alone.
+    written: BTreeSet<InodeId>,
+    /// Bytes that it may reserve; none: nor may it write.
+    room: u64,
 }
 
 const INO: InodeId = InodeId(5);
@@ -72,6 +79,10 @@ impl World {
     }
 
     fn with(caches: bool) -> Self {
+        World::made(caches, false)
+    }
+
+    fn made(caches: bool, behind: bool) -> Self {
         let members = (0..3).map(|n| Member {
             id: NodeId(n + 100),
             address: address(n as u16),
@@ -87,7 +98,7 @@ impl World {
             voters: (100..103).map(NodeId).collect(),
             had_three: true,
         };
-        let config = Config { caches, ..Config::new((0..3).map(address).collect(), SessionId(77)) };
+        let config = Config { caches, behind, ..Config::new((0..3).map(address).collect(), SessionId(77)) };
         let now = Time(1_000_000_000);
         let mut world = World {
             core: Core::new(config, now, 1),
@@ -112,6 +123,8 @@ impl World {
             era: 1,
             held_back: None,
             invalidated: Vec::new(),
+            written: BTreeSet::new(),
+            room: 1 << 40,
         };
         world.run_until(|world| !world.events.is_empty());
         assert_eq!(world.events, [Event::Ready { cluster: ClusterId(9) }]);
@@ -293,8 +306,13 @@ impl World {
             return Err(status);
         }
         match op {
-            Op::Write { ino, patches, chunks, .. } => {
+            Op::Write { behind: None, .. } if self.room == 0 => Err(Status::NoSpace),
+            Op::Write { ino, behind: Some(_), .. } if !self.written.contains(&ino) => Err(Status::RightLost),
+            Op::Write { ino, patches, chunks, behind, .. } => {
                 self.take_chunks(&chunks)?;
+                if behind.is_some_and(|behind| behind.yields) {
+                    self.written.remove(&ino);
+                }
                 let file = self.files.get_mut(&ino).unwrap();
                 let mut first = None;
                 for patch in patches {
@@ -314,12 +332,24 @@ impl World {
                 file.version.layout += 1;
                 Ok(Replied::Done)
             }
-            Op::Create { name, .. } => {
+            Op::Create { name, write, .. } => {
                 let ino = InodeId(1000 + self.names.len() as u64);
                 self.names.insert(name, ino);
                 self.files.insert(ino, File::default());
-                Ok(Replied::Entry { attributes: attributes(ino, &self.files[&ino]), created: true, writer: false })
+                if write {
+                    self.written.insert(ino);
+                }
+                Ok(Replied::Entry { attributes: attributes(ino, &self.files[&ino]), created: true, writer: write })
             }
+            Op::Acquire { ino } => {
+                self.written.insert(ino);
+                Ok(Replied::Acquired { granted: true, attributes: attributes(ino, &self.files[&ino]) })
+            }
+            Op::Yield { ino } => {
+                self.written.remove(&ino);
+                Ok(Replied::Done)
+            }
+            Op::Reserve { bytes } => Ok(Replied::Reserved { bytes: bytes.min(self.room) }),
             Op::Unlink { name, .. } => self.names.remove(&name).map(|_| Replied::Done).ok_or(Status::NotFound),
             Op::Rename { from_name, to_name, .. } => {
                 let moved = self.names.remove(&from_name).ok_or(Status::NotFound)?;
@@ -447,7 +477,10 @@ fn attributes_within(answer: &Answer) -> Vec<InodeId> {
 
 fn replied_attributes(replied: &Replied) -> Vec<InodeId> {
     match replied {
-        Replied::Entry { attributes, .. } | Replied::Attributes(attributes) | Replied::Written { attributes, .. } => vec![attributes.ino],
+        Replied::Entry { attributes, .. }
+        | Replied::Attributes(attributes)
+        | Replied::Written { attributes, .. }
+        | Replied::Acquired { attributes, .. } => vec![attributes.ino],
         _ => Vec::new(),
     }
 }
@@ -595,74 +628,6 @@ fn a_silent_holder_costs_an_attempt() {
     let begun = world.now;
     world.write(WriteAt::Offset(0), noise(4 << 20, 2)).unwrap();
     assert!(world.now.since(begun) <= 2 * limits::ATTEMPT_TIMEOUT, "{:?}", world.now.since(begun));
-}
-
-#[test]
-fn a_lost_answer_is_asked_for_again_under_the_same_number() {
-    let mut world = World::new();
-    world.swallow = 1;
-    world.write(WriteAt::End, &b"once"[..]).unwrap();
-    assert!(world.count(is_namespace) >= 2);
-    let numbers: BTreeSet<_> = world
-        .log
-        .iter()
-        .filter_map(|(_, request)| if let Request::Namespace { number, .. } = request { Some(*number) } else { None })
-        .collect();
-    assert_eq!(numbers.len(), 1);
-    assert_eq!(world.files[&INO].size, 4);
-    assert_eq!(&world.read(0, 10).unwrap()[..], b"once");
-}
-
-#[test]
-fn a_new_leader_is_found_and_told_what_is_held() {
-    let mut world = World::new();
-    world.run_for(Duration::from_secs(1));
-    assert_eq!(world.reclaims, 1);
-    world.call(Call::Query(Query::Hold { ino: INO, sequence: 1 })).unwrap();
-    world.kill(0);
-    (world.leader, world.term) = (2, 2);
-    let begun = world.now;
-    world.call(touch()).unwrap();
-    assert!(world.now.since(begun) < Duration::from_secs(1));
-    world.run_for(Duration::from_secs(2));
-    assert_eq!(world.reclaims, 2);
-    let reclaim = |request: &Request| matches!(request, Request::Query(Query::Reclaim { held, last: true, .. }) if *held == [INO]);
-    assert_eq!(world.count(reclaim), 1);
-}
-
-#[test]
-fn without_any_node_calls_end_at_the_deadline() {
-    let mut world = World::new();
-    world.nodes.iter_mut().for_each(|node| node.silent = true);
-    let begun = world.now;
-    let tokens: Vec<u64> = vec![world.submit(touch()), world.submit(Call::Query(Query::Space))];
-    let results: Vec<_> = tokens.into_iter().map(|token| world.wait(token).err()).collect();
-    assert_eq!(results, [Some(Status::TimedOut), Some(Status::TimedOut)]);
-    assert_eq!(world.now.since(begun), limits::OP_TIMEOUT);
-    (0..3).for_each(|index| world.kill(index));
-    assert!(matches!(world.call(touch()), Err(Status::Unavailable | Status::TimedOut)));
-    assert_eq!(world.write(WriteAt::Offset(0), noise(1 << 20, 1)).err(), Some(Status::Unavailable));
-}
-
-#[test]
-fn the_window_is_never_exceeded() {
-    let mut world = World::new();
-    world.nodes[0].silent = true;
-    let tokens: Vec<u64> = (0..limits::SESSION_WINDOW + 50).map(|_| world.submit(touch())).collect();
-    world.drain();
-    let sent: BTreeSet<_> = world
-        .log
-        .iter()
-        .filter_map(|(_, request)| if let Request::Namespace { number, .. } = request { Some(*number) } else { None })
-        .collect();
-    assert_eq!(sent.len() as u64, limits::SESSION_WINDOW);
-    world.nodes[0].silent = false;
-    for token in tokens {
-        world.wait(token).unwrap();
-    }
-    let highest = world.outcomes.keys().next_back().unwrap();
-    assert_eq!(world.outcomes.len() as u64, limits::SESSION_WINDOW + 50);
-    assert_eq!(highest.0, limits::SESSION_WINDOW + 50);
 }
 
 #[test]

@@ -11,13 +11,13 @@ use crate::types::{ChunkHash, InodeId, Instance, NodeId, Timestamp};
 use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, Behind, ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 
-use super::Reply;
 use super::asks::{Owner, Target};
 use super::behind::Run;
 use super::core::{Alarm, Core, Internal, Job, Work};
 use super::read::Purpose;
 use super::session::Session;
 use super::upload::Uploaded;
+use super::{Reply, Sabotage};
 
 /// Commits of one batch that may be refused for reasons that trying again can cure.
 pub(super) const RETRIES_MAX: u32 = 6;
@@ -216,7 +216,21 @@ impl Core {
             }
             Kind::Fold { slot, version, .. } => Op::Fold { ino, slot, slot_version: version, patches, chunks },
         };
+        if self.is_sabotaged(Sabotage::ChainIgnored) && matches!(kind, Kind::Behind(_)) {
+            return self.forget_commit(now, id, op);
+        }
         self.ask_op(now, op, Owner::Job(id));
+    }
+
+    /// Sends the commit and takes it for answered.
+    fn forget_commit(&mut self, now: Time, id: u64, op: Op) {
+        self.ask_op(now, op, Owner::Nobody);
+        let Some(Work::Write(write)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return };
+        let (ino, batch) = (write.ino, write.batches.pop_front());
+        write.yielded = batch.as_ref().is_some_and(|batch| batch.yields);
+        let over = write.batches.is_empty();
+        self.on_flush_part(now, ino, batch.map_or(0, |batch| batch.end()));
+        if over { self.finish(now, id, Ok(Reply::Done)) } else { self.commit(now, id) }
     }
 
     pub(super) fn on_commit_answer(&mut self, now: Time, id: u64, result: Result<Response, Status>) {
@@ -239,7 +253,8 @@ impl Core {
         if let Replied::Written { offset, attributes } = replied {
             let offset = *write.offset.get_or_insert(offset);
             let (ino, kind, done) = (write.ino, write.kind, write.batches.is_empty());
-            write.yielded |= batch.yields;
+            // This commit happened, whatever became of attempts before it.
+            write.yielded = batch.yields;
             self.folds.note_written(now, ino, offset, &batch.patches, attributes.size);
             match kind {
                 Kind::Behind(_) => self.on_flush_part(now, ino, batch.end()),

@@ -70,7 +70,7 @@ impl Run {
         let mut world = World::new(plan.seed, plan.speed.clone());
         // Sessions that keep what they have a right to, and sessions that ask each time.
         world.caches = plan.seed % 2 == 1;
-        world.behind = plan.seed % 3 > 0;
+        world.behind = !plan.seed.is_multiple_of(3);
         let clients = vec![None; plan.clients];
         Run {
             plan,
@@ -161,6 +161,11 @@ impl Run {
         self.started.insert((client, token), self.world.now);
         self.world.submit(client, token, call);
         token
+    }
+
+    /// Whether the answer of [`Run::send`] is there.
+    pub fn is_answered(&self, token: u64) -> bool {
+        self.answers.iter().any(|(answered, _)| *answered == token)
     }
 
     /// Waits for the answer of [`Run::send`].
@@ -559,6 +564,15 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let result = catch_unwind(AssertUnwindSafe(work));
     QUIET.with(|quiet| *quiet.borrow_mut() = false);
     result.map_err(|_| LAST_PANIC.with(|last| last.borrow_mut().take()).unwrap_or_else(|| "a panic without a message".into()))
+}
+
+/// Runs one seed with a bug planted in its clients and mounts.
+pub fn run_client_seed(seed: u64, sabotage: dfs::client::Sabotage) -> Result<Report, String> {
+    caught(|| {
+        let mut run = Run::new(Plan::draw(seed), None);
+        run.world.sabotage = Some(sabotage);
+        run.whole()
+    })
 }
 
 /// Runs one seed; the error says what went wrong.

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use dfs::client::{Call, Reply};
+use dfs::client::{Call, Reply, Sabotage};
 use dfs::types::{ByteRange, InodeId, ROOT};
-use dfs::wire::namespace::{NewKind, Op, Replied, WriteAt};
+use dfs::wire::namespace::{NewKind, Op, Query, Replied, WriteAt};
 
 use super::checks::unrest;
-use super::network::Pid;
+use super::network::{Pid, Speed};
 use super::plan::Plan;
 use super::run::Run;
 use super::workload::{create, name};
@@ -71,4 +71,71 @@ pub fn upload_races_deletion(plan: Plan) {
         let left = (stored > 0).then(|| format!("{stored} bytes are stored though everything was deleted"));
         unrest(&run.world, &run.expected(false)).or(left)
     });
+}
+
+/// One mount appends to a file, another looks at it again and again, also while an append is on its way: it must see all that was answered.
+pub fn a_growing_file_is_watched(plan: Plan, sabotage: Option<Sabotage>) {
+    let speed = Speed { latency_ns: 200_000, jitter_ns: 2 * MILLISECOND, ns_per_byte: 8 };
+    let mut run = Run::new(Plan { clients: 2, mounts: true, speed, ..plan.calm() }, None);
+    run.world.sabotage = sabotage;
+    run.form();
+    let (writer, watcher) = (run.start_client(0), run.start_client(1));
+    run.run_for(3 * SECOND);
+    let ino = file(&mut run, writer, "growing");
+    let mut expected = Vec::new();
+    for round in 0..150u8 {
+        let bytes = Bytes::from(vec![round; 100]);
+        expected.extend_from_slice(&bytes);
+        let append = run.send(writer, Call::Write { ino, at: WriteAt::End, bytes, kill_privileges: false });
+        let looks: Vec<u64> = (0..6)
+            .map(|turn| {
+                let pause = run.world.random.below(3 * MILLISECOND);
+                run.run_for(pause);
+                let whole = ByteRange { offset: 0, length: 1 << 20 };
+                run.send(watcher, if turn % 2 == 0 { Call::Query(Query::Attributes { ino }) } else { Call::Read { ino, range: whole } })
+            })
+            .collect();
+        run.wait(append).expect("an append");
+        for look in looks {
+            run.wait(look).expect("a look");
+        }
+        let seen = read(&mut run, watcher, ino);
+        assert!(seen == expected, "round {round}: a read saw {} bytes, {} had been written", seen.len(), expected.len());
+    }
+}
+
+/// One mount makes and removes a name; the kernel of another, which is far away and looks up other names of the directory all the time, must
+/// never believe what was so before.
+pub fn a_name_that_comes_and_goes_is_watched(plan: Plan, sabotage: Option<Sabotage>) {
+    let speed = Speed { latency_ns: 50_000, jitter_ns: 50_000, ns_per_byte: 1 };
+    let mut run = Run::new(Plan { clients: 2, mounts: true, speed, ..plan.calm() }, None);
+    run.world.sabotage = sabotage;
+    run.form();
+    let (changer, watcher) = (run.start_client(0), run.start_client(1));
+    let far = run.plan.client_host(1);
+    run.world.network.slow.insert(far, 4 * MILLISECOND);
+    run.run_for(3 * SECOND);
+    let directory = match run.call(changer, create(ROOT, "directory", NewKind::Directory, 0)) {
+        Ok(Reply::Replied(Replied::Entry { attributes, .. })) => attributes.ino,
+        other => panic!("mkdir answered {other:?}"),
+    };
+    let look = |text: &str| Call::Query(Query::Lookup { parent: directory, name: name(text) });
+    for round in 0..60 {
+        _ = run.call(watcher, look("x"));
+        let there = round % 2 == 0;
+        let removal = Call::Op(Op::Unlink { parent: directory, name: name("x") });
+        let change = run.send(changer, if there { create(directory, "x", NewKind::File, 0) } else { removal });
+        let mut others = Vec::new();
+        while !run.is_answered(change) {
+            others.push(run.send(watcher, look(&format!("{round}-{}", others.len()))));
+            run.run_for(MILLISECOND);
+        }
+        run.wait(change).expect("a change");
+        let seen = run.call(watcher, look("x"));
+        assert_eq!(seen.is_ok(), there, "round {round}: a name is believed that had been changed before: {seen:?}");
+        for other in others {
+            _ = run.wait(other);
+        }
+        run.run_for(200 * MILLISECOND);
+    }
 }

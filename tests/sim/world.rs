@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dfs::client::{Call, Config, Event as ClientEvent, Reply};
+use dfs::client::{Call, Config, Event as ClientEvent, Reply, Sabotage};
 use dfs::limits;
 use dfs::link::{Frame, Hello, LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
@@ -81,6 +81,8 @@ pub struct World {
     pub caches: bool,
     /// Whether those that cache, and mounts, write behind.
     pub behind: bool,
+    /// A bug planted in clients and mounts that are started from now on.
+    pub sabotage: Option<Sabotage>,
     pub log: bool,
     /// What each process sent so far, by kind.
     pub tally: BTreeMap<(Pid, &'static str), Sent>,
@@ -139,6 +141,7 @@ impl World {
             echoes: 1,
             caches: false,
             behind: false,
+            sabotage: None,
             log: std::env::var_os("DFS_SIM_LOG").is_some(),
             tally: BTreeMap::new(),
             lossy: None,
@@ -173,7 +176,8 @@ impl World {
     pub fn start_client(&mut self, host: Host, nodes: Vec<Address>) -> Pid {
         let (pid, clock, seed) = (self.take_pid(), self.clock(), self.random.next());
         let session = SessionId(self.random.next_id());
-        let config = Config { caches: self.caches, behind: self.caches && self.behind, ..Config::new(nodes, session) };
+        let (caches, sabotage) = (self.caches, self.sabotage);
+        let config = Config { caches, behind: caches && self.behind, sabotage, ..Config::new(nodes, session) };
         let process = Process::client(pid, host, clock, self.now, config, seed);
         self.start(process)
     }
@@ -182,7 +186,7 @@ impl World {
     pub fn start_mount(&mut self, host: Host, nodes: Vec<Address>) -> Pid {
         let (pid, clock, seed) = (self.take_pid(), self.clock(), self.random.next());
         let session = SessionId(self.random.next_id());
-        let config = Config { caches: true, behind: self.behind, ..Config::new(nodes, session) };
+        let config = Config { caches: true, behind: self.behind, sabotage: self.sabotage, ..Config::new(nodes, session) };
         let process = Process::mount(pid, host, clock, self.now, config, seed);
         self.start(process)
     }
@@ -302,16 +306,6 @@ impl World {
 
     /// Hands a call to a client; the answer comes as news.
     pub fn submit(&mut self, client: Pid, token: u64, call: Call) {
-        if std::env::var("TR").is_ok() {
-            let mut t = format!("{call:?}");
-            if let Some(i) = t.find("bytes: b") {
-                t.truncate(i);
-                if let Call::Write { bytes, .. } = &call {
-                    t += &format!("len {}", bytes.len());
-                }
-            }
-            eprintln!("{} c{client} #{token} {t}", self.now / 1000);
-        }
         self.turn(client, |process, now| process.submit(now, token, call));
     }
 
@@ -437,18 +431,6 @@ impl World {
             }
             Wish::NodeReady => self.process(pid).ready = true,
             Wish::NodeStopped(reason) => self.news.push_back(News::NodeStopped { pid, reason }),
-            Wish::Done { token, result }
-                if {
-                    if std::env::var("TR").is_ok() {
-                        let mut t = format!("{result:?}");
-                        t.truncate(330);
-                        eprintln!("{} c{pid} #{token} -> {t}", self.now / 1000);
-                    }
-                    false
-                } =>
-            {
-                let _ = (token, result);
-            }
             Wish::Done { token, result } => self.news.push_back(News::Done { client: pid, token, result }),
             Wish::Client(event) => self.news.push_back(News::Client { client: pid, event }),
         }

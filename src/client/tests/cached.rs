@@ -5,7 +5,7 @@ use crate::wire::message::{Notice, Recall};
 use crate::wire::namespace::{NewKind, RenameMode};
 use crate::xattr::{ACCESS_ACL, XattrName};
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     Name::new(text.as_bytes()).unwrap()
 }
 
@@ -13,7 +13,7 @@ fn lookup(text: &str) -> Call {
     Call::Query(Query::Lookup { parent: DIRECTORY, name: name(text) })
 }
 
-fn stat(ino: InodeId) -> Call {
+pub(super) fn stat(ino: InodeId) -> Call {
     Call::Query(Query::Attributes { ino })
 }
 
@@ -21,7 +21,7 @@ fn list(after: u64, limit: u32) -> Call {
     Call::Query(Query::ReadDirectory { ino: DIRECTORY, after: Cookie(after), limit })
 }
 
-fn create(text: &str) -> Call {
+pub(super) fn create(text: &str) -> Call {
     let (kind, mode, uid, gid, exclusive, hold, write) = (NewKind::File, 0o644, 0, 0, true, true, false);
     Call::Op(Op::Create { parent: DIRECTORY, name: name(text), kind, mode, uid, gid, exclusive, hold, write, umask: 0 })
 }
@@ -30,7 +30,7 @@ fn unlink(text: &str) -> Call {
     Call::Op(Op::Unlink { parent: DIRECTORY, name: name(text) })
 }
 
-fn rename(from: &str, to: &str) -> Call {
+pub(super) fn rename(from: &str, to: &str) -> Call {
     let (from_name, to_name, mode) = (name(from), name(to), RenameMode::Replace);
     Call::Op(Op::Rename { from_parent: DIRECTORY, from_name, to_parent: DIRECTORY, to_name, mode })
 }
@@ -51,7 +51,7 @@ fn is_release(request: &Request) -> bool {
     matches!(request, Request::Query(Query::Release { .. }))
 }
 
-fn is_recalled(request: &Request) -> bool {
+pub(super) fn is_recalled(request: &Request) -> bool {
     matches!(request, Request::Recalled { .. })
 }
 
@@ -68,7 +68,7 @@ impl World {
     }
 
     /// What the call costs in control messages.
-    fn cost(&mut self, call: Call) -> u64 {
+    pub(super) fn cost(&mut self, call: Call) -> u64 {
         let before = self.core.counters().control_requests;
         let text = format!("{call:?}");
         if let Err(status) = self.call(call) {
@@ -77,7 +77,7 @@ impl World {
         self.core.counters().control_requests - before
     }
 
-    fn recall(&mut self, number: u64, items: Vec<Recall>) {
+    pub(super) fn recall(&mut self, number: u64, items: Vec<Recall>) {
         let term = Term(self.term);
         let notice = Notice::Recall { term, number, items };
         let control = |link: &&LinkId| self.links[*link] == self.leader;
@@ -87,19 +87,19 @@ impl World {
         self.drain();
     }
 
-    fn recall_inode(&mut self, number: u64, ino: InodeId) {
+    pub(super) fn recall_inode(&mut self, number: u64, ino: InodeId) {
         self.recall(number, vec![Recall::Inode { ino, keep: Rights::NONE }]);
     }
 
     /// The caches above have forgotten all that they were told to forget.
-    fn obey(&mut self) -> Vec<Invalidation> {
+    pub(super) fn obey(&mut self) -> Vec<Invalidation> {
         let all = std::mem::take(&mut self.invalidated);
         all.iter().for_each(|(id, _)| self.core.on_invalidated(self.now, *id));
         self.drain();
         all.into_iter().map(|(_, what)| what).collect()
     }
 
-    fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self) {
         for (link, frame) in self.held_back.take().unwrap_or_default() {
             self.core.on_link(self.now, LinkEvent::Received { link, frame });
         }

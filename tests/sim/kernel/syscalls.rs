@@ -85,7 +85,7 @@ impl Kernel {
                 self.close(open, luck).await;
                 result.map(|()| Reply::Done)
             }
-            Call::Sync { ino } => match self.ask(user(0), Request::Sync { ino, directory: false }).await.0.0 {
+            Call::Sync { ino } => match self.ask(user(0), Request::Sync { ino, handle: None, directory: false }).await.0.0 {
                 Fuse::Error(status) => Err(status),
                 _ => Ok(Reply::Done),
             },
@@ -510,7 +510,7 @@ impl Kernel {
             let _lock = self.lock(Lockable::Page(open.ino, page), Mode::Exclusive).await;
             self.launder(open.ino, page).await?;
         }
-        match self.ask(user(0), Request::Sync { ino: open.ino, directory: false }).await.0.0 {
+        match self.ask(user(0), Request::Sync { ino: open.ino, handle: Some(open.handle), directory: false }).await.0.0 {
             Fuse::Error(status) => Err(status),
             _ => Ok(()),
         }
