@@ -12,6 +12,10 @@ use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Attributes, ByteRange, InodeId, Timestamp};
 
+const SET_USER_ID: u16 = 0o4000;
+const SET_GROUP_ID: u16 = 0o2000;
+const GROUP_EXECUTE: u16 = 0o010;
+
 /// A run of a file.
 pub(super) type Run = (u64, Bytes);
 
@@ -229,10 +233,11 @@ impl Behind {
     }
 
     /// The job has failed: what it did not commit is dirty as before. `yielding`: its last commit may have happened, and would have given
-    /// the right back.
-    pub(super) fn on_failed(&mut self, now: Time, ino: InodeId, status: Status, yielding: bool) {
-        let Some(dirty) = self.files.get_mut(&ino) else { return };
+    /// the right back. Gives what those bytes were charged for.
+    pub(super) fn on_failed(&mut self, now: Time, ino: InodeId, status: Status, yielding: bool) -> u64 {
+        let Some(dirty) = self.files.get_mut(&ino) else { return 0 };
         let before = dirty.size();
+        let flying = dirty.flying_bytes as u64 + dirty.flying.len() as u64 * limits::BEHIND_RUN_CHARGE;
         (dirty.job, dirty.failed) = (None, Some(status));
         dirty.flown = dirty.committed;
         dirty.may_have_yielded |= yielding;
@@ -244,6 +249,7 @@ impl Behind {
         let after = dirty.size();
         self.resize(before, after);
         self.settle(now, ino, limits::BEHIND_RETRY);
+        flying
     }
 
     /// Why one of these files could not be committed when it was last tried.
@@ -302,6 +308,12 @@ impl Behind {
         let dirty_blocks = dirty.size().0.div_ceil(512) as u64;
         let most = attributes.size.div_ceil(512);
         attributes.blocks = attributes.blocks.max(most.min(attributes.blocks + dirty_blocks));
+        if dirty.kill_privileges {
+            attributes.mode &= !SET_USER_ID;
+            if attributes.mode & GROUP_EXECUTE != 0 {
+                attributes.mode &= !SET_GROUP_ID;
+            }
+        }
     }
 
     /// The dirty runs that overlap the range, older ones first.

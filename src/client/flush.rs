@@ -382,7 +382,9 @@ impl Core {
             }
             Err(status) => {
                 tracing::warn!(%ino, %status, "what was written could not be committed; trying on");
-                self.behind.on_failed(now, ino, status, yielded);
+                let charge = self.behind.on_failed(now, ino, status, yielded);
+                // A commit without an answer may have taken its room.
+                self.flushing.reserved = self.flushing.reserved.saturating_sub(charge);
                 if self.flushing.leaving.contains(&ino) {
                     self.on_yielded(now, ino, false);
                 }

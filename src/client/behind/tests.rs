@@ -68,13 +68,14 @@ fn marks_are_reached_only_when_everything_before_is_committed() {
 #[test]
 fn attributes_show_what_was_written() {
     let mut book = book();
-    let mut attributes = Attributes { size: 3, ..super::super::rights::blank_for_test(INO) };
+    let mut attributes = Attributes { size: 3, mode: 0o6755, ..super::super::rights::blank_for_test(INO) };
     book.overlay(&mut attributes);
     assert_eq!(attributes.size, 3);
     let written = Timestamp { seconds: 7, nanos: 0 };
     book.write(NOW, INO, 1000, Bytes::from_static(b"x"), written, true);
     book.overlay(&mut attributes);
     assert_eq!((attributes.size, attributes.mtime, attributes.blocks), (1001, written, 1));
+    assert_eq!(attributes.mode, 0o755, "a write by others than root takes setuid and setgid away at once");
 }
 
 #[test]
