@@ -2,9 +2,9 @@
 //!
 //! Owns a client core, the translation to it, and what follows when the cluster ended the session; names no FUSE, socket, thread or clock, so that simulations can run it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dfs::client::{self, Invalidation};
+use dfs::client::{self, Call, Invalidation};
 use dfs::link::{LinkAction, LinkEvent, LinkId};
 use dfs::random::Random;
 use dfs::status::Status;
@@ -67,6 +67,9 @@ pub struct Fs {
     links: BTreeSet<LinkId>,
     /// The cluster of the first session: a mount never moves to another one.
     cluster: Option<ClusterId>,
+    /// Questions of the kernel on their way: one that the session's end has cut off is asked again in the next session.
+    asking: BTreeMap<u64, Call>,
+    cut_off: Vec<(u64, Call)>,
     /// A later session found another cluster at the known addresses: everything is refused from then on.
     foreign: bool,
 }
@@ -90,6 +93,8 @@ impl Fs {
             sessions_lost: 0,
             links: BTreeSet::new(),
             cluster: None,
+            asking: BTreeMap::new(),
+            cut_off: Vec::new(),
             foreign: false,
         }
     }
@@ -226,7 +231,12 @@ impl Fs {
             while let Some(effect) = self.translator.poll_effect() {
                 match effect {
                     Effect::Call { step, .. } if self.foreign => self.translator.on_done(step, Err(Status::WrongCluster)),
-                    Effect::Call { step, call } => self.core.submit(now, step, call),
+                    Effect::Call { step, call } => {
+                        if asks_only(&call) {
+                            self.asking.insert(step, call.clone());
+                        }
+                        self.core.submit(now, step, call);
+                    }
                     Effect::Written { token, offset, attributes } => {
                         leased(&self.core, now, |lease| self.keeper.on_written(now, token, offset, &attributes, lease));
                     }
@@ -275,11 +285,18 @@ impl Fs {
                     client::Output::Done { token, result } if token & OWN != 0 => {
                         self.outputs.push_back(FsOutput::Done { token: token & !OWN, result });
                     }
-                    client::Output::Done { token, result } => self.translator.on_done(token, result),
+                    client::Output::Done { token, result } => match (self.asking.remove(&token), &result) {
+                        (Some(call), Err(Status::SessionGone)) if !self.foreign => self.cut_off.push((token, call)),
+                        _ => self.translator.on_done(token, result),
+                    },
                 }
             }
             if lost {
                 self.begin_session(now);
+            }
+            // No session follows one that this mount has ended itself.
+            for (step, _) in std::mem::take(&mut self.cut_off) {
+                self.translator.on_done(step, Err(Status::SessionGone));
             }
             if quiet {
                 return;
@@ -321,6 +338,23 @@ impl Fs {
         self.core = client::Core::new(self.config.clone(), now, self.random.next());
         self.keeper.on_session_lost(now);
         self.translator.on_session_lost();
+        for (step, call) in std::mem::take(&mut self.cut_off) {
+            match call {
+                Call::Read { ino, .. } if lost.binary_search(&ino).is_ok() => self.translator.on_done(step, Err(Status::SessionGone)),
+                call => {
+                    self.asking.insert(step, call.clone());
+                    self.core.submit(now, step, call);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the call changes nothing, so that it may be made twice.
+fn asks_only(call: &Call) -> bool {
+    match call {
+        Call::Query(query) => !matches!(query, Query::Release { .. } | Query::Reclaim { .. } | Query::LeaveLockQueue { .. }),
+        call => matches!(call, Call::Read { .. } | Call::Seek { .. }),
     }
 }
 
