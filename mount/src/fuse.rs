@@ -276,7 +276,7 @@ impl Shell {
 }
 
 /// What is asked of the kernel, where it has it; each flag on its own, so that an older kernel without one still serves.
-const CAPABILITIES: [InitFlags; 16] = [
+const CAPABILITIES: [InitFlags; 15] = [
     InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_READ,
@@ -284,7 +284,7 @@ const CAPABILITIES: [InitFlags; 16] = [
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_MAX_PAGES,
     InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    // Not FUSE_ATOMIC_O_TRUNC: Linux then has a file truncated before it finds that the file is being executed, and must not be.
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
