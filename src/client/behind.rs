@@ -62,6 +62,8 @@ struct Dirty {
     may_have_yielded: bool,
     /// Why the last job failed.
     failed: Option<Status>,
+    /// Another number after each commit.
+    commits: u64,
 }
 
 /// The table.
@@ -136,6 +138,11 @@ impl Behind {
         self.files.get(&ino).is_none_or(|dirty| dirty.committed >= mark)
     }
 
+    /// Changes whenever a part of what was dirty has been committed.
+    pub(super) fn commits(&self, ino: InodeId) -> Option<u64> {
+        self.files.get(&ino).map(|dirty| dirty.commits)
+    }
+
     /// Whether a job commits a part of the file.
     pub(super) fn is_flying(&self, ino: InodeId) -> bool {
         self.files.get(&ino).is_some_and(|dirty| dirty.job.is_some())
@@ -159,7 +166,8 @@ impl Behind {
     /// Takes a write in.
     pub(super) fn write(&mut self, now: Time, ino: InodeId, offset: u64, bytes: Bytes, written: Timestamp, kill_privileges: bool) {
         self.writes += 1;
-        let dirty = self.files.entry(ino).or_insert_with(|| Dirty::new(now + limits::BEHIND_AGE));
+        let writes = self.writes;
+        let dirty = self.files.entry(ino).or_insert_with(|| Dirty { commits: writes, ..Dirty::new(now + limits::BEHIND_AGE) });
         if dirty.segments.is_empty() && dirty.job.is_none() {
             self.due.remove(&(dirty.due, ino));
             dirty.due = now + limits::BEHIND_AGE;
@@ -211,8 +219,10 @@ impl Behind {
 
     /// The job has committed all of its runs that end at or before `end`. Gives what they were charged for.
     pub(super) fn on_part(&mut self, ino: InodeId, end: u64) -> u64 {
+        self.writes += 1;
         let Some(dirty) = self.files.get_mut(&ino) else { return 0 };
         let before = dirty.size();
+        dirty.commits = self.writes;
         dirty.flying.retain(|(offset, bytes)| offset + bytes.len() as u64 > end);
         dirty.flying_bytes = dirty.flying.iter().map(|(_, bytes)| bytes.len()).sum();
         let after = dirty.size();
@@ -393,6 +403,7 @@ impl Dirty {
             whole_slots: 0,
             may_have_yielded: false,
             failed: None,
+            commits: 0,
         }
     }
 

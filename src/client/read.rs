@@ -20,6 +20,8 @@ use super::{Located, Output, Reply};
 
 /// Rounds in which all holders said that they have no such bytes, after which unchanged extents are believed to be lost.
 const DEFINITIVE_ROUNDS: u32 = 2;
+/// Times that a read begins anew because what it was to lay over the committed bytes was committed meanwhile.
+const OVERTAKEN_MAX: u32 = 4;
 /// A chunk that small is read whole.
 const WHOLE_BYTES_MAX: u64 = 64 << 10;
 
@@ -61,6 +63,8 @@ pub(super) struct ReadJob {
     /// What was dirty when the read began, and where the file ended by that: it may be committed before the read looks, or after.
     dirty: Vec<Run>,
     dirty_end: u64,
+    commits: Option<u64>,
+    restarts: u32,
 }
 
 /// A run of the answer.
@@ -94,6 +98,8 @@ impl ReadJob {
             sequential: false,
             dirty: Vec::new(),
             dirty_end: 0,
+            commits: None,
+            restarts: 0,
         }
     }
 
@@ -114,7 +120,7 @@ impl Core {
         let deadline = now + self.config.op_timeout;
         let mut read = ReadJob::new(ino, range, Purpose::Read);
         if self.behind.is_dirty(ino) && range.length <= limits::CLIENT_READ_BYTES_MAX && range.end() <= limits::FILE_BYTES_MAX {
-            (read.dirty, read.dirty_end) = (self.behind.within(ino, range), self.behind.end(ino));
+            (read.dirty, read.dirty_end, read.commits) = (self.behind.within(ino, range), self.behind.end(ino), self.behind.commits(ino));
             // Without a lease somebody may have taken the file, and changed it.
             if self.rights.may(now, ino, Rights::WRITE) && behind::cover(range, &read.dirty) {
                 let mut bytes = vec![0; range.length as usize];
@@ -367,10 +373,26 @@ impl Core {
                 self.start_rewrite(now, id, slot, version, bytes);
             }
             _ => {
+                if self.is_overtaken(id) {
+                    return self.retry_read(now, id);
+                }
                 let bytes = self.lay_over(id, bytes);
                 self.finish(now, id, Ok(Reply::Bytes(bytes)));
             }
         }
+    }
+
+    /// Whether some of what was dirty has been committed meanwhile: a later write may have gone through then, and what was read may have it or
+    /// not. Begins anew with what is dirty now, a few times.
+    fn is_overtaken(&mut self, id: u64) -> bool {
+        let Some(Work::Read(read)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return false };
+        let (ino, range, now_at) = (read.ino, read.range, self.behind.commits(read.ino));
+        if read.dirty.is_empty() || read.commits == now_at || read.restarts >= OVERTAKEN_MAX {
+            return false;
+        }
+        read.restarts += 1;
+        (read.dirty, read.dirty_end, read.commits) = (self.behind.within(ino, range), self.behind.end(ino), now_at);
+        true
     }
 
     /// Lays over committed bytes what was dirty when the read began, and what is dirty now.

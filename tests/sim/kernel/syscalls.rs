@@ -467,7 +467,10 @@ impl Kernel {
     /// The same through a shared mapping, then msync. What lies behind the file's end is written the usual way.
     async fn write_mapped(&self, open: Open, offset: u64, bytes: &Bytes) -> Result<(), Status> {
         let end = offset + bytes.len() as u64;
-        if self.getattr(open.ino).await?.size < end {
+        let told = self.getattr(open.ino).await?.size;
+        // An answer that a notice overtakes tells the program, and leaves the kernel with the size that it had: a store beyond that is SIGBUS.
+        let believed = self.state(|state| state.inodes.get(&open.ino).map_or(0, |inode| inode.size));
+        if told.min(believed) < end {
             return self.write(open, WriteAt::Offset(offset), bytes).await;
         }
         self.state(|state| state.mapped.insert(open.ino, open.handle));
