@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use common::{Cluster, Mount, Options, ends_within, random_bytes, wait_until};
 
-/// What is older than this without a sync survives the mount; bytes are committed about a second after they were written.
-const SAFE_AFTER: Duration = Duration::from_millis(2500);
+/// Waits until the mount has committed what it accepted, which nobody asks it to.
+fn wait_until_committed(mount: &Mount) {
+    wait_until(Duration::from_secs(20), "what was accepted is committed by its age", || mount.report()["dirty"] == 0);
+}
 
 fn two() -> (Cluster, Mount, Mount) {
     let cluster = Cluster::start(3);
@@ -64,14 +66,14 @@ fn both_mounts_tell_the_same_of_a_file_before_and_after_its_commit() {
             file.write_all(&random_bytes(seed as u64, length)).unwrap();
         }
         let dirty = stat(&here);
-        std::thread::sleep(SAFE_AFTER);
+        wait_until_committed(&one);
         assert_eq!(stat(&here), dirty, "{name}: the commit changes nothing that shows");
         assert_eq!(stat(&there), dirty, "{name}");
         // Once more, looked at while it is dirty.
         file.write_all(b"more").unwrap();
         let dirty = stat(&here);
         assert_eq!(stat(&there), dirty, "{name}");
-        std::thread::sleep(SAFE_AFTER);
+        wait_until_committed(&one);
         assert_eq!((stat(&here), stat(&there)), (dirty, dirty), "{name}");
     }
 }
@@ -83,7 +85,7 @@ fn what_was_synced_or_is_old_survives_the_mount() {
     fs::write(one.path().join("old"), &old).unwrap();
     let mut open = File::create(one.path().join("open")).unwrap();
     open.write_all(&old).unwrap();
-    std::thread::sleep(SAFE_AFTER);
+    wait_until_committed(&one);
     let mut file = File::create(one.path().join("synced")).unwrap();
     file.write_all(&synced).unwrap();
     file.sync_all().unwrap();
@@ -259,6 +261,6 @@ fn a_dirty_file_without_a_name_is_whole_as_long_as_it_is_open() {
     check(&file);
     check(&elsewhere);
     drop(file);
-    std::thread::sleep(SAFE_AFTER);
+    wait_until_committed(&one);
     check(&elsewhere);
 }

@@ -30,7 +30,7 @@ fn names(directory: &Path) -> Vec<String> {
 /// What was asked between two reports, without what was not.
 fn spent(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
     let spent = after.iter().map(|(key, count)| (key.clone(), count - before.get(key).unwrap_or(&0).min(count)));
-    spent.filter(|(key, count)| *count > 0 && key != "remembered" && key != "renewals").collect()
+    spent.filter(|(key, count)| *count > 0 && key != "remembered" && key != "dirty" && key != "renewals").collect()
 }
 
 /// As `ls -l` and `cat *` do.

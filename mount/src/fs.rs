@@ -209,6 +209,11 @@ impl Fs {
         self.core.counters()
     }
 
+    /// Files with bytes that are accepted and not committed.
+    pub fn dirty(&self) -> usize {
+        self.core.dirty_files().len()
+    }
+
     /// Inodes of which the mount remembers what the kernel keeps of them.
     pub fn remembered(&self) -> usize {
         self.keeper.len()

@@ -111,8 +111,10 @@ impl Server {
     fn report(&self) {
         let requests: Vec<String> = self.counts.iter().map(|(kind, count)| format!("{kind}={count}")).collect();
         let client::Counters { control_requests, renewals, bulk_requests, .. } = self.fs.counters();
-        let (requests, remembered) = (requests.join(" "), self.fs.remembered());
-        tracing::info!("report {requests} control={control_requests} bulk={bulk_requests} renewals={renewals} remembered={remembered}");
+        let (requests, remembered, dirty) = (requests.join(" "), self.fs.remembered(), self.fs.dirty());
+        tracing::info!(
+            "report {requests} control={control_requests} bulk={bulk_requests} renewals={renewals} remembered={remembered} dirty={dirty}"
+        );
     }
 }
 
