@@ -205,7 +205,7 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Attributes, FileKind, Timestamp};
+    use crate::types::Attributes;
 
     const DIRECTORY: InodeId = InodeId(1);
 
@@ -214,28 +214,7 @@ mod tests {
     }
 
     fn line(n: u64) -> DirectoryEntry {
-        let zero = Timestamp::default();
-        let (mode, uid, gid, links, size, blocks, rdev) = (0, 0, 0, 1, 0, 0, 0);
-        let (version, data_version, parent) = (0, 0, DIRECTORY);
-        let (ino, kind) = (InodeId(100 + n), FileKind::File);
-        let attributes = Attributes {
-            ino,
-            kind,
-            mode,
-            uid,
-            gid,
-            links,
-            size,
-            blocks,
-            atime: zero,
-            mtime: zero,
-            ctime: zero,
-            rdev,
-            version,
-            data_version,
-            parent,
-            xattrs: Default::default(),
-        };
+        let attributes = Attributes { parent: DIRECTORY, ..super::super::rights::blank_for_test(InodeId(100 + n)) };
         DirectoryEntry { name: name(&n.to_string()), cookie: Cookie(n), attributes, current: true }
     }
 
