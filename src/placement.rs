@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::cluster_map::{ClusterMap, Member};
 use crate::limits::PLACEMENT_GROUPS;
-use crate::types::{ChunkHash, ClusterId, Epoch, NodeId};
+use crate::types::{Address, ChunkHash, ClusterId, Epoch, NodeId};
 
 /// One of [`PLACEMENT_GROUPS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +22,13 @@ pub fn group_of(hash: &ChunkHash) -> Group {
 /// All storage nodes in the order in which they should be asked to hold the group; the first R are its owners. The best node of
 /// each zone comes before the second of any, so that owners lie in different zones as far as there are zones.
 pub fn order(map: &ClusterMap, group: Group) -> Vec<NodeId> {
-    let mut ranked: Vec<(u64, &Member)> = map.storage_nodes().map(|member| (cost(member.id, group), member)).collect();
+    let keyed: Vec<(u64, &Member)> = map.storage_nodes().map(|member| (key_of(&member.address), member)).collect();
+    order_of(&keyed, group)
+}
+
+/// [`order`] of storage nodes whose keys are known.
+fn order_of(keyed: &[(u64, &Member)], group: Group) -> Vec<NodeId> {
+    let mut ranked: Vec<(u64, &Member)> = keyed.iter().map(|&(key, member)| (cost(key, group), member)).collect();
     ranked.sort_by(|a, b| compare(*a, *b));
     let mut zones = BTreeSet::new();
     let (first, rest): (Vec<_>, Vec<_>) =
@@ -37,11 +43,20 @@ pub fn owners(map: &ClusterMap, group: Group) -> Vec<NodeId> {
     nodes
 }
 
+/// What stands for a node in placement: its address, so that a process that is started anew at the same place, empty or with what it
+/// held, is asked for the same groups as before, and a death with a return moves nothing that it need not.
+fn key_of(address: &Address) -> u64 {
+    let hash = ChunkHash::of(address.to_string().as_bytes());
+    u64::from_le_bytes(*hash.0.first_chunk().expect("a hash has 32 bytes"))
+}
+
 /// Orders of one map, computed as they are asked for. Holds at most one order per group.
 #[derive(Debug, Default)]
 pub struct PlacementTable {
-    /// The map that `orders` belongs to.
+    /// The map that `keys` and `orders` belong to.
     version: (ClusterId, Epoch),
+    /// By position in the map's members.
+    keys: Vec<u64>,
     orders: Vec<Option<Box<[NodeId]>>>,
 }
 
@@ -58,8 +73,13 @@ impl PlacementTable {
             self.version = version;
             self.orders.clear();
             self.orders.resize(PLACEMENT_GROUPS as usize, None);
+            self.keys = map.members.iter().map(|member| key_of(&member.address)).collect();
         }
-        self.orders[(group.0 % PLACEMENT_GROUPS) as usize].get_or_insert_with(|| order(map, group).into_boxed_slice())
+        let keys = &self.keys;
+        self.orders[(group.0 % PLACEMENT_GROUPS) as usize].get_or_insert_with(|| {
+            let keyed = keys.iter().copied().zip(&map.members).filter(|(_, member)| member.stores());
+            order_of(&keyed.collect::<Vec<_>>(), group).into_boxed_slice()
+        })
     }
 
     /// [`owners`], remembered until the map's epoch changes.
@@ -78,8 +98,8 @@ fn compare(a: (u64, &Member), b: (u64, &Member)) -> Ordering {
 
 /// -log2 of a pseudo-random number in (0, 1) that belongs to the pair: exponentially distributed, so that the smallest of
 /// `cost / weight` falls on each node in proportion to its weight (weighted rendezvous hashing).
-fn cost(node: NodeId, group: Group) -> u64 {
-    negative_log2(mix(node.0 ^ mix(group.0 as u64 + 1)))
+fn cost(key: u64, group: Group) -> u64 {
+    negative_log2(mix(key ^ mix(group.0 as u64 + 1)))
 }
 
 /// The finalizer of SplitMix64; a bijection, so different nodes never share a number within a group.
@@ -111,7 +131,6 @@ fn negative_log2(word: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::cluster_map::MemberState;
-    use crate::types::Address;
 
     fn map(nodes: &[(u64, u64, &str)]) -> ClusterMap {
         let mut members: Vec<Member> = nodes
@@ -154,8 +173,8 @@ mod tests {
     #[test]
     fn golden_values() {
         // What every machine of every version must compute, or clients and nodes disagree about owners.
-        assert_eq!(cost(NodeId(1), Group(0)), GOLDEN_COSTS[0]);
-        assert_eq!(cost(NodeId(0xdead_beef), Group(4095)), GOLDEN_COSTS[1]);
+        assert_eq!(cost(1, Group(0)), GOLDEN_COSTS[0]);
+        assert_eq!(cost(0xdead_beef, Group(4095)), GOLDEN_COSTS[1]);
         let map = map(&[(1, 100, ""), (2, 200, ""), (3, 300, ""), (4, 0, "")]);
         let orders: Vec<Vec<u64>> = (0..4).map(|group| order(&map, Group(group)).iter().map(|node| node.0).collect()).collect();
         assert_eq!(orders, GOLDEN_ORDERS);
@@ -163,7 +182,7 @@ mod tests {
         assert_eq!(group_of(&hash), Group(u32::from_le_bytes(hash.0[..4].try_into().unwrap()) % 4096));
     }
     const GOLDEN_COSTS: [u64; 2] = [557050703, 5611003453];
-    const GOLDEN_ORDERS: [[u64; 3]; 4] = [[1, 2, 3], [3, 1, 2], [1, 3, 2], [1, 2, 3]];
+    const GOLDEN_ORDERS: [[u64; 3]; 4] = [[3, 2, 1], [3, 2, 1], [2, 1, 3], [3, 2, 1]];
 
     #[test]
     fn groups_spread_evenly_over_equal_nodes() {

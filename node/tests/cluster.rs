@@ -419,7 +419,7 @@ fn a_dead_voter_that_comes_back_replaces_itself_at_once() {
 }
 
 #[test]
-fn a_stopped_node_is_declared_dead_and_returns_as_another() {
+fn a_stopped_node_is_declared_dead_and_returns_with_its_memory() {
     let mut world = World::three(6);
     let leader = world.leader().unwrap();
     let victim = (1..=3).find(|&port| port != leader).unwrap();
@@ -427,11 +427,24 @@ fn a_stopped_node_is_declared_dead_and_returns_as_another() {
     world.paused = Some(victim);
     world.until("declared dead", |world| !world.nodes[&leader].0.map().is_living(old));
     world.paused = None;
-    world.until("back", |world| world.nodes[&victim].0.id() != old && world.nodes[&victim].0.is_ready());
-    world.until("three voters", |world| {
-        let map = world.nodes[&leader].0.map();
-        map.voters.len() == 3 && map.voters.iter().all(|&voter| map.is_living(voter))
-    });
+    world.until("back", |world| world.nodes[&leader].0.map().is_living(old));
+    assert_eq!(world.nodes[&victim].0.id(), old);
+    assert_eq!(world.nodes[&leader].0.map().voters.len(), 3);
+}
+
+#[test]
+fn a_voter_that_was_wrongly_declared_dead_still_votes() {
+    let mut world = World::three(16);
+    let leader = world.leader().unwrap();
+    let others: Vec<u16> = (1..=3).filter(|&port| port != leader).collect();
+    let old = world.nodes[&others[0]].0.id();
+    world.paused = Some(others[0]);
+    world.until("declared dead", |world| !world.nodes[&leader].0.map().is_living(old));
+    // Now the second of three goes, for good. The first is back, and a majority with the leader, or nobody leads ever again.
+    world.kill(others[1]);
+    world.paused = None;
+    world.until("back", |world| world.leader().is_some_and(|leader| world.nodes[&leader].0.map().is_living(old)));
+    world.create("after", false);
 }
 
 #[test]

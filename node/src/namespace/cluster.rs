@@ -43,8 +43,8 @@ impl Namespace {
         }
         match self.header.map.member(member.id) {
             Some(old) if old == member => return Ok(Replied::Done),
-            // An incarnation once declared dead is never heard again, or those who counted it out would be wrong.
-            Some(old) if old.state == MemberState::Dead => return Err(Status::Conflict),
+            // One declared dead may come back as long as nobody has taken its place: it has forgotten nothing, neither what it promised
+            // as a voter nor its chunks. What records said of it meanwhile, its audit finds out.
             _ => {}
         }
         let replaced: Vec<NodeId> = self.header.map.members.iter().filter(|other| other.address == member.address).map(|m| m.id).collect();

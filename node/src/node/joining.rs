@@ -41,6 +41,16 @@ pub(super) struct Joining {
     ask_at: Time,
 }
 
+/// What a map says of one incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Living,
+    /// Declared dead. As long as nobody has taken its place it may come back, with all that it remembers.
+    Dead,
+    /// No member any more.
+    Replaced,
+}
+
 impl Joining {
     pub fn new(config: &NodeConfig, now: Time) -> Self {
         let candidates = match &config.start {
@@ -70,7 +80,8 @@ impl Node {
 
     /// What there is to do about the stage, now.
     pub(super) fn pursue_stage(&mut self) {
-        if self.stage != Stage::Joining && self.leaving.is_none() && self.is_counted_out() {
+        let standing = self.standing();
+        if self.stage != Stage::Joining && self.leaving.is_none() && standing == Standing::Replaced {
             return self.reincarnate();
         }
         if let Stage::CatchingUp { since } = self.stage {
@@ -84,6 +95,8 @@ impl Node {
         let silent = self.now.since(self.leader_heard);
         match self.stage {
             Stage::Joining => self.ask_to_join(),
+            // It goes on as a voter while it asks: the others may need its vote to take it in again.
+            Stage::CatchingUp { .. } | Stage::Serving if standing == Standing::Dead && self.leaving.is_none() => self.ask_to_join(),
             Stage::CatchingUp { .. } if silent > limits::ELECTION_TIMEOUT && self.leading.is_none() => self.ask_to_join(),
             Stage::Serving if silent > limits::NODE_DEAD_AFTER && self.leading.is_none() => self.ask_for_map(),
             _ => {}
@@ -119,7 +132,7 @@ impl Node {
             self.joining.ask_at = self.now;
         }
         if failure.status == Status::Conflict {
-            // This incarnation was declared dead while it asked.
+            // This incarnation was taken off the map while it asked.
             self.reincarnate();
         }
     }
@@ -145,16 +158,23 @@ impl Node {
         }
     }
 
-    /// Whether the newest map says that this incarnation is dead. A map from before the first one that named it says nothing.
-    fn is_counted_out(&self) -> bool {
-        self.map.epoch > Epoch(0) && self.map.cluster == self.cluster && self.map.voters != [self.id] && !self.map.is_living(self.id)
+    /// What the newest map says of this incarnation. A map from before the first one that named it says nothing.
+    fn standing(&self) -> Standing {
+        if self.map.epoch == Epoch(0) || self.map.cluster != self.cluster || self.map.voters == [self.id] {
+            return Standing::Living;
+        }
+        match self.map.member(self.id).map(|member| member.state) {
+            Some(MemberState::Dead) => Standing::Dead,
+            Some(_) => Standing::Living,
+            None => Standing::Replaced,
+        }
     }
 
     /// Comes back under a new id: those who counted the old one out must stay right. The chunks stay, and are asked about.
     fn reincarnate(&mut self) {
         let old = self.id;
         self.id = NodeId(self.random.next_id());
-        tracing::warn!(%old, new = %self.id, "declared dead; coming back as a new incarnation");
+        tracing::warn!(%old, new = %self.id, "no member any more; coming back as a new incarnation");
         self.resign();
         for &link in self.incoming.keys() {
             self.outputs.push_back(NodeOutput::Link(dfs::link::LinkAction::Close { link }));

@@ -204,8 +204,8 @@ impl Node {
         }
         let map: &ClusterMap = self.namespace.map();
         match map.member(node) {
-            Some(known) if known.state == MemberState::Dead => self.fail(asker, Status::Conflict),
-            Some(known) if *known == member => {
+            // What was said of its state stays said, but for its death.
+            Some(known) if known.state != MemberState::Dead && *known == (Member { state: known.state, ..member.clone() }) => {
                 let map = map.clone();
                 self.answer(asker, Ok(Response::Joined { map }), Bytes::new());
             }
