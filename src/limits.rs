@@ -218,6 +218,31 @@ pub const AUDIT_CYCLE: Duration = Duration::from_secs(60);
 pub const AUDIT_CYCLE_HASTY: Duration = Duration::from_secs(4);
 /// Between two audit questions of one node, so that a slow walk over many uploads asks in batches.
 pub const AUDIT_INTERVAL: Duration = Duration::from_millis(100);
+/// Repair: records that one step of the walk over all chunks visits, and the pause after it, so that a thread is never held up.
+pub const REPAIR_WALK_VISITS: usize = 1024;
+pub const REPAIR_WALK_STEP: Duration = Duration::from_millis(1);
+/// Between two walks while something is wanting, and while nothing is.
+pub const REPAIR_WALK_AGAIN: Duration = Duration::from_millis(500);
+pub const REPAIR_CYCLE: Duration = Duration::from_secs(30);
+/// Copies to be made that a node keeps in mind; the next walk finds the rest.
+pub const REPAIR_TASKS_MAX: usize = 1 << 16;
+/// Copies on their way to one node at once, and their bytes (one more chunk may begin below that).
+pub const REPAIR_PULLS_MAX: usize = 64;
+pub const REPAIR_PULL_BYTES_MAX: u64 = 8 << 20;
+/// A copy that has not arrived by then is asked for elsewhere.
+pub const REPAIR_PULL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes per second that a node moves for repair while clients use it, and after how long without them it may go as fast as it can.
+pub const REPAIR_RATE_BUSY: u64 = 64 << 20;
+pub const REPAIR_CLIENT_QUIET: Duration = Duration::from_millis(300);
+/// A node that was told that a source is busy asks for nothing this long.
+pub const REPAIR_BUSY_PAUSE: Duration = Duration::from_millis(20);
+/// Copies are announced together: those of this time, and so many may wait to be seen in the log.
+pub const REPAIR_ANNOUNCE_AFTER: Duration = Duration::from_millis(20);
+pub const REPAIR_ANNOUNCED_MAX: usize = 1 << 14;
+/// A node that had no room for something counts as full this long.
+pub const REPAIR_FULL_FOR: Duration = Duration::from_secs(5);
+/// Over this long the pace of repair is measured.
+pub const REPAIR_PACE_INTERVAL: Duration = Duration::from_millis(500);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 /// Largest run of log entries in one Raft message, and largest single entry.

@@ -20,7 +20,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
-    let (mut count, mut total, mut deaths, mut frames, mut seconds) = (0, Stats::default(), 0, 0, 0);
+    let (mut count, mut total, mut deaths, mut worn_out, mut frames, mut seconds) = (0, Stats::default(), 0, 0, 0, 0);
     let mut failures = Vec::new();
     for seed in seeds {
         match run_seed(seed, None) {
@@ -31,6 +31,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
                 count += 1;
                 total.add(&report.stats);
                 deaths += report.declared_dead;
+                worn_out += report.worn_out;
                 frames += report.frames;
                 seconds += report.virtual_seconds;
             }
@@ -40,7 +41,9 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
             }
         }
     }
-    println!("{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead: {total:?}");
+    println!(
+        "{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead, {worn_out} killed one after another: {total:?}"
+    );
     assert!(failures.is_empty(), "seeds {failures:?} failed");
 }
 
@@ -154,6 +157,16 @@ fn planted_forget_request_table() {
 #[test]
 fn planted_drop_instance_check() {
     planted(Sabotage::DropInstanceCheck, 2, MISSING);
+}
+
+#[test]
+fn planted_repair_forgets_group() {
+    planted(Sabotage::RepairForgetsGroup, 0, MISSING);
+}
+
+#[test]
+fn planted_copy_announced_early() {
+    planted(Sabotage::CopyAnnouncedEarly, 0, MISSING);
 }
 
 #[test]

@@ -42,6 +42,7 @@ impl World {
         let config = NodeConfig {
             address: "node:1".parse().unwrap(),
             memory: 64 << 20,
+            rate: None,
             zone: String::new(),
             start: Start::Bootstrap { replicas: 2 },
             id: None,

@@ -70,6 +70,7 @@ impl World {
         let config = NodeConfig {
             address: "node:1".parse().expect("an address"),
             memory: 256 << 20,
+            rate: None,
             zone: String::new(),
             start: Start::Bootstrap { replicas: 2 },
             id: None,

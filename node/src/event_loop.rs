@@ -91,6 +91,7 @@ pub fn serve(options: &Options, stop: &Stop, ready: impl FnOnce(&Address, Cluste
     let config = NodeConfig {
         address: options.advertise.clone().unwrap_or_else(|| listen.clone()),
         memory: options.memory,
+        rate: options.rate,
         zone: options.zone.clone(),
         start: options.start.clone(),
         id: None,

@@ -6,3 +6,4 @@ pub mod event_loop;
 pub mod namespace;
 pub mod node;
 pub mod raft;
+pub mod repair;

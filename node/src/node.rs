@@ -15,6 +15,7 @@ mod locks;
 mod membership;
 mod proposals;
 mod reads;
+mod repair;
 mod report;
 mod requests;
 mod rights;
@@ -72,6 +73,10 @@ pub enum Sabotage {
     DropInstanceCheck,
     /// Reads are answered without proof of leadership.
     ReadFromDeposed,
+    /// Repair leaves out some placement groups.
+    RepairForgetsGroup,
+    /// A copy is announced when it is asked for, not when it is here.
+    CopyAnnouncedEarly,
     /// Changes and looks do not wait until what others cache or write alone is given back.
     RecallIgnored,
 }
@@ -84,6 +89,8 @@ pub struct NodeConfig {
     /// Bytes of RAM lent; 0 for a node that only votes.
     pub memory: u64,
     pub zone: String,
+    /// What the driver limits bulk traffic to, in bytes per second; repair takes only part of that beside clients.
+    pub rate: Option<u64>,
     pub start: Start,
     /// The incarnation; `None`: drawn at random, as it must be outside tests.
     pub id: Option<NodeId>,
@@ -116,9 +123,23 @@ enum Purpose {
     Ping(NodeId),
     FetchMap,
     Leave,
-    Delete { holder: NodeId, items: Vec<(ChunkHash, Instance)>, attempts: u32 },
-    Audit { items: Vec<(ChunkHash, Instance)> },
-    Lost { items: Vec<(ChunkHash, Instance)> },
+    Delete {
+        holder: NodeId,
+        items: Vec<(ChunkHash, Instance)>,
+        attempts: u32,
+    },
+    Audit {
+        items: Vec<(ChunkHash, Instance)>,
+    },
+    Lost {
+        items: Vec<(ChunkHash, Instance)>,
+    },
+    Pull {
+        hash: ChunkHash,
+    },
+    Copied,
+    /// Nothing follows from the answer.
+    Forgotten,
 }
 
 /// Who waits for an answer: a link and the request's number on it.
@@ -164,6 +185,7 @@ pub struct Node {
     reads: Reads,
     transfers: Transfers,
     storage: storage::Reports,
+    repair: repair::Repair,
     /// When a leader of the present term was last heard.
     leader_heard: Time,
     /// The leader last followed.
@@ -181,6 +203,7 @@ impl Node {
         let links = Links::new(Role::Node, id.0, random.fork());
         let chunks = ChunkStore::new(config.memory);
         let joining = Joining::new(&config, now);
+        let repair = repair::Repair::new(config.rate);
         let mut node = Node {
             config,
             id,
@@ -207,6 +230,7 @@ impl Node {
             reads: Reads::default(),
             transfers: Transfers::default(),
             storage: storage::Reports::default(),
+            repair,
             leader_heard: now,
             followed: None,
             resident: 0,
@@ -274,6 +298,7 @@ impl Node {
             .min(leaving)
             .min(joining)
             .min(self.next_report())
+            .min(self.next_repair())
             .min(self.transfers.next_deadline())
     }
 
@@ -335,6 +360,7 @@ impl Node {
         self.links.check_invariants();
         self.namespace.check_invariants();
         self.chunks.check_invariants();
+        self.repair.check_invariants();
         assert!(self.chunks.usage().charged <= self.config.memory, "the budget is never exceeded");
         assert!(self.waiters.len() <= limits::NODE_PROPOSALS_MAX);
         assert!(self.reads.len() <= limits::NODE_READS_MAX);
@@ -404,6 +430,7 @@ impl Node {
             self.pursue_gate();
             self.pursue_transfers();
             self.report_storage();
+            self.pursue_repair();
             self.drain_group();
             self.push_map();
         }
@@ -497,9 +524,9 @@ impl Node {
 
     fn on_links_output(&mut self, output: LinksOutput) {
         match output {
-            LinksOutput::Answered { ticket, from, response, .. } => {
+            LinksOutput::Answered { ticket, from, response, payload } => {
                 if let Some(purpose) = self.tickets.remove(&ticket) {
-                    self.on_response(purpose, from, response);
+                    self.on_response(purpose, from, response, payload);
                 }
             }
             LinksOutput::Failed { ticket, failure } => {
@@ -512,13 +539,13 @@ impl Node {
         }
     }
 
-    fn on_response(&mut self, purpose: Purpose, from: NodeId, response: Response) {
+    fn on_response(&mut self, purpose: Purpose, from: NodeId, response: Response, payload: Bytes) {
         match (purpose, response) {
             (Purpose::Join, Response::Joined { map }) => self.on_joined(&map),
-            (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, .. }) => {
+            (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, full, .. }) => {
                 let own = self.map.epoch;
                 if let Some(leading) = &mut self.leading {
-                    leading.on_pong(self.now, node, leader::Load { stored, chunks, resident });
+                    leading.on_pong(self.now, node, leader::Load { stored, chunks, resident, full });
                     if epoch < own {
                         self.tell(node, Notice::Map(self.map.clone()), Bytes::new());
                     }
@@ -527,8 +554,7 @@ impl Node {
             (Purpose::FetchMap, Response::Map(Some(map))) => self.adopt_map(&map),
             (Purpose::Leave, _) => self.on_left(),
             (Purpose::Audit { items }, Response::Audited { verdicts }) => {
-                let check = self.instance_check();
-                self.chunks.on_verdicts(self.now, &items, &verdicts, check);
+                self.on_verdicts(&items, verdicts);
                 self.storage.audit_done();
             }
             (Purpose::Audit { .. }, _) => self.storage.audit_done(),
@@ -537,6 +563,11 @@ impl Node {
                 self.storage.lost_done();
             }
             (Purpose::Lost { .. }, _) => self.storage.lost_done(),
+            (Purpose::Pull { hash }, Response::Bytes { .. }) => self.on_pulled(hash, payload),
+            (Purpose::Pull { hash }, _) => self.on_pull_failed(hash, &Status::Malformed.into()),
+            (Purpose::Copied, Response::Copied { applied }) => self.on_copied(applied),
+            (Purpose::Copied, _) => self.on_copied_failed(),
+            (Purpose::Forgotten, _) => {}
             (purpose, response) => tracing::debug!(%from, ?purpose, ?response, "nothing follows from this answer"),
         }
     }
@@ -549,7 +580,9 @@ impl Node {
                     leading.on_ping_failed(node);
                 }
             }
-            Purpose::FetchMap => {}
+            Purpose::FetchMap | Purpose::Forgotten => {}
+            Purpose::Pull { hash } => self.on_pull_failed(hash, &failure),
+            Purpose::Copied => self.on_copied_failed(),
             Purpose::Leave => self.on_leave_refused(failure),
             Purpose::Delete { holder, items, attempts } => {
                 if let Some(leading) = &mut self.leading {

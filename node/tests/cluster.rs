@@ -78,7 +78,8 @@ impl World {
 
     fn start(&mut self, port: u16, start: Start) {
         self.seed += 1;
-        let config = NodeConfig { address: address(port), memory: MEMORY, zone: String::new(), start, id: None, sabotage: None };
+        let config =
+            NodeConfig { address: address(port), memory: MEMORY, rate: None, zone: String::new(), start, id: None, sabotage: None };
         let node = Node::new(config, self.now, self.wall(), self.seed * 7919);
         let hello =
             Hello { cluster: Default::default(), role: Role::Node, sender: node.id().0, lane: dfs::link::Lane::Control, expect: None };

@@ -42,7 +42,7 @@ impl Leader {
     fn with(sessions: &[u64]) -> Leader {
         let address = Address::Tcp { host: "n".into(), port: 1 };
         let start = Start::Bootstrap { replicas: 1 };
-        let config = NodeConfig { address, memory: 64 << 20, zone: String::new(), start, id: None, sabotage: None };
+        let config = NodeConfig { address, memory: 64 << 20, rate: None, zone: String::new(), start, id: None, sabotage: None };
         let now = Time(1_000_000_000);
         let mut leader = Leader {
             node: Node::new(config, now, Timestamp { seconds: 1_000, nanos: 0 }, 7),

@@ -74,7 +74,10 @@ fn request(request: &Request) -> Result<(), Status> {
         Request::Query(query) => self::query(query),
         Request::Get { range, .. } => chunk_range(range),
         Request::Join { member } => self::member(member),
-        Request::Delete { items } | Request::Audit { items } | Request::Lost { items } => require(items.len() <= limits::UPLOADS_LIST_MAX),
+        Request::Delete { items } | Request::Audit { items } | Request::Lost { items } | Request::Copied { items } => {
+            require(items.len() <= limits::UPLOADS_LIST_MAX)
+        }
+        Request::Ping { full, .. } => require(full.len() <= limits::NODES_MAX),
         Request::GiveUp { rights } => self::rights(rights),
         Request::Map { .. }
         | Request::Status
@@ -87,7 +90,6 @@ fn request(request: &Request) -> Result<(), Status> {
         | Request::LinkChunk { .. }
         | Request::Suspect { .. }
         | Request::Identify
-        | Request::Ping { .. }
         | Request::Leave => Ok(()),
     }
 }
@@ -142,7 +144,7 @@ fn response(response: &Response) -> Result<(), Status> {
         }
         Response::Identity { address, .. } => self::address(address),
         Response::Audited { verdicts } => require(verdicts.len() <= limits::UPLOADS_LIST_MAX),
-        Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } => Ok(()),
+        Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } | Response::Copied { .. } => Ok(()),
     }
 }
 

@@ -83,14 +83,16 @@ pub enum Request {
     Identify,
     /// To the leader (others answer `NotLeader`): make me a member. Idempotent.
     Join { member: Member },
-    /// Leader to members, every heartbeat interval; tells the newest epoch.
-    Ping { term: Term, epoch: Epoch, sent: Time },
+    /// Leader to members, every heartbeat interval; tells the newest epoch, and who has no room for more chunks.
+    Ping { term: Term, epoch: Epoch, sent: Time, full: Vec<NodeId> },
     /// Leader to holders: forget these uploads. Idempotent.
     Delete { items: Vec<(ChunkHash, Instance)> },
     /// Storage node to leader: what are these uploads of mine?
     Audit { items: Vec<(ChunkHash, Instance)> },
     /// Storage node to leader: these copies were bad or are gone here.
     Lost { items: Vec<(ChunkHash, Instance)> },
+    /// Storage node to leader: I have copies of these chunks, under their live uploads. Idempotent.
+    Copied { items: Vec<(ChunkHash, Instance)> },
     /// Node to leader: I am leaving, replace me.
     Leave,
 }
@@ -169,6 +171,12 @@ pub enum Response {
         chunks: u64,
         memory: u64,
         resident: u64,
+        /// It has no room for more chunks.
+        full: bool,
+    },
+    /// The log is applied up to there, with what was announced.
+    Copied {
+        applied: u64,
     },
     Audited {
         verdicts: Vec<Verdict>,
@@ -313,4 +321,22 @@ pub struct StatusReport {
     pub referenced_chunks: u64,
     pub namespace_bytes: u64,
     pub replicas: u8,
+    pub repair: RepairReport,
+}
+
+/// How far the cluster is from having every copy where it should be, as the answering node's last walk over all chunks found it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Whether there was a whole walk since the cluster map last changed; if not, nothing below says anything.
+    pub known: bool,
+    /// Chunks with fewer replicas than promised, and bytes of the copies to be made.
+    pub weak_chunks: u64,
+    pub weak_bytes: u64,
+    /// Chunks that are to move, and bytes of those copies.
+    pub misplaced_chunks: u64,
+    pub misplaced_bytes: u64,
+    /// Chunks that no living node holds.
+    pub lost_chunks: u64,
+    /// At the present pace; `None` when nothing is left, or nothing moves.
+    pub seconds_left: Option<u64>,
 }

@@ -86,6 +86,23 @@ pub struct Expected {
     pub dead_sessions: BTreeSet<SessionId>,
 }
 
+/// Whether another node may die: all are members, three living ones vote, and every chunk really is on two of them.
+pub fn is_whole(world: &World, nodes: usize) -> bool {
+    let living: Vec<&Node> = world.nodes().map(|(_, node)| node).collect();
+    let leaders: Vec<&&Node> = living.iter().filter(|node| node.leads().is_some()).collect();
+    let [leader] = leaders[..] else { return false };
+    let map = leader.namespace().map();
+    let by_id: BTreeMap<NodeId, &&Node> = living.iter().map(|node| (node.id(), node)).collect();
+    let members = map.members.iter().filter(|member| map.is_living(member.id));
+    let here = |node: &NodeId| by_id.contains_key(node) && map.is_living(*node);
+    let ready = living.len() == nodes && living.iter().all(|node| node.is_ready()) && members.map(|member| member.id).all(|id| here(&id));
+    let voting = map.voters.len() >= 3 && map.voters.iter().all(here);
+    let kept = |place: &ChunkPlace, holder: &NodeId| here(holder) && by_id[holder].chunks().contains(&place.hash);
+    ready
+        && voting
+        && leader.namespace().chunk_places().all(|place| place.holders.iter().filter(|holder| kept(&place, holder)).count() >= 2)
+}
+
 /// Why the cluster is not at rest yet; `None` when it is.
 pub fn unrest(world: &World, expected: &Expected) -> Option<String> {
     let nodes: Vec<&Node> = world.nodes().map(|(_, node)| node).collect();

@@ -1,7 +1,7 @@
 //! What a seed means: size of the cluster, speed of the network, which faults come when. All drawn before anything runs.
 //!
-//! Faults stay within the promise. Without repair a cluster survives the loss of one data holder's RAM, so at most one storage node
-//! (the *victim*) is killed, corrupted or cut off for long; whoever else is disturbed comes back before it is declared dead.
+//! Faults stay within the promise: at most one storage node at a time (the *victim*) is killed, corrupted or cut off for long, the next
+//! one only after repair has made all its copies again; whoever else is disturbed comes back before it is declared dead.
 
 use dfs::random::Random;
 
@@ -80,6 +80,8 @@ pub struct Plan {
     pub write_max: u64,
     /// Whether clients are mounted machines that cache; of three or more the last is a plain client all the same.
     pub mounts: bool,
+    /// Whether nodes are killed one after another, each as soon as the cluster has all copies of everything again.
+    pub attrition: bool,
 }
 
 impl Plan {
@@ -101,17 +103,19 @@ impl Plan {
             _ => Speed { latency_ns: MILLISECOND, jitter_ns: 8 * MILLISECOND, ns_per_byte: 8 },
         };
         let length = (12 + random.below(14)) * SECOND;
-        let faults = draw_faults(&mut random, &nodes, clients, length);
+        let attrition = seed % 5 == 2;
+        let faults = draw_faults(&mut random, &nodes, clients, length, attrition);
         let write_max = if random.chance(1, 6) { 1_500_000 } else { 60_000 };
         let actors_per_client = 1 + random.below(2) as usize;
         // By the number, so that a seed means the same as before there were mounts.
         let mounts = matches!(seed % 6, 3 | 4);
-        Plan { seed, nodes, clients, actors_per_client, speed, faults, length, write_max, mounts }
+        Plan { seed, nodes, clients, actors_per_client, speed, faults, length, write_max, mounts, attrition }
     }
 
     /// The same cluster without any fault.
     pub fn calm(mut self) -> Plan {
         self.faults.clear();
+        self.attrition = false;
         self
     }
 
@@ -125,7 +129,7 @@ impl Plan {
     }
 }
 
-fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) -> Vec<(u64, Fault)> {
+fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64, attrition: bool) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();
     let victim = if random.chance(1, 2) { LEADER } else { random.below(nodes.len() as u64) as usize };
     let all: Vec<usize> = (0..nodes.len()).collect();
@@ -159,6 +163,8 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64) 
         6 => faults.push((begins, Fault::Corrupt { host: victim, count: 1 + random.below(5) })),
         _ => {}
     }
+    // One victim at a time.
+    faults.retain(|_| !attrition);
     // Short ones, one after another, so that together they are short too.
     let mut at = SECOND;
     while at < length * 4 / 5 {

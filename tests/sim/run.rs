@@ -11,7 +11,7 @@ use dfs::types::{Address, InodeId, NodeId, ROOT, SessionId};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
-use super::checks::{Checks, Expected, unrest};
+use super::checks::{Checks, Expected, is_whole, unrest};
 use super::network::{Host, Pid};
 use super::plan::{Fault, LEADER, Plan};
 use super::workload::{Ground, REGISTERS, Stats, Workload, create};
@@ -25,6 +25,8 @@ pub struct Report {
     pub frames: u64,
     pub virtual_seconds: u64,
     pub declared_dead: usize,
+    /// Nodes killed one after another, each after the copies of the one before had been made again.
+    pub worn_out: usize,
 }
 
 /// What the alarms of a run mean.
@@ -35,6 +37,8 @@ enum Alarm {
     Resume(Pid),
     Restart(Host),
     Act(usize),
+    /// Kill a node, if the cluster has got over the last death.
+    Attrition,
 }
 
 pub struct Run {
@@ -56,6 +60,8 @@ pub struct Run {
     killed_sessions: BTreeSet<SessionId>,
     /// Sessions of living clients that the cluster has ended: what they had not made safe is lost from then on.
     evicted_sessions: BTreeSet<SessionId>,
+    /// Nodes killed one after another, each after the cluster had got over the death before.
+    pub worn_out: usize,
 }
 
 /// Tokens of calls that are not of the workload.
@@ -87,6 +93,7 @@ impl Run {
             slept: BTreeMap::new(),
             killed_sessions: BTreeSet::new(),
             evicted_sessions: BTreeSet::new(),
+            worn_out: 0,
         }
     }
 
@@ -104,6 +111,7 @@ impl Run {
         let config = NodeConfig {
             address: address(host),
             memory: self.plan.nodes[host],
+            rate: None,
             zone: String::new(),
             start,
             id: reused.then_some(NodeId(host as u64 + 1)),
@@ -247,6 +255,7 @@ impl Run {
             }
             Alarm::Restart(host) => self.restart(host),
             Alarm::Act(actor) => self.act(actor),
+            Alarm::Attrition => self.attrition(),
         }
     }
 
@@ -382,6 +391,19 @@ impl Run {
         }
     }
 
+    fn attrition(&mut self) {
+        if !self.working {
+            return;
+        }
+        if is_whole(&self.world, self.plan.nodes.len()) {
+            let host = self.world.random.below(self.plan.nodes.len() as u64) as usize;
+            let back_after = self.world.random.below(5 * SECOND);
+            self.worn_out += 1;
+            self.begin(Fault::Crash { host, death: Death::Killed, back_after });
+        }
+        self.alarm(300 * MILLISECOND, Alarm::Attrition);
+    }
+
     fn restart(&mut self, host: Host) {
         if self.world.pid_on(host).is_some() {
             return;
@@ -428,12 +450,11 @@ impl Run {
         });
     }
 
-    /// What the cluster looks like at rest. Without repair a loss leaves chunks with fewer copies.
+    /// What the cluster looks like at rest.
     pub fn expected(&self, linger: bool) -> Expected {
-        let damaged = !self.checks.dead.is_empty() || self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Corrupt { .. }));
         Expected {
             nodes: self.plan.nodes.len(),
-            copies: if damaged { 1 } else { limits::REPLICAS_DEFAULT as usize },
+            copies: limits::REPLICAS_DEFAULT as usize,
             dead_sessions: if linger { self.killed_sessions.clone() } else { BTreeSet::new() },
         }
     }
@@ -478,6 +499,9 @@ impl Run {
         for actor in 0..self.workload.as_ref().map_or(0, |workload| workload.actors.len()) {
             self.alarm(10 * MILLISECOND, Alarm::Act(actor));
         }
+        if self.plan.attrition {
+            self.alarm(SECOND, Alarm::Attrition);
+        }
         self.run_for(self.plan.length);
     }
 
@@ -499,7 +523,7 @@ impl Run {
         }
         self.checks.check_all_invariants(&self.world);
         let dead = &self.checks.dead;
-        assert!(dead.len() <= 1, "no fault gave reason to declare {dead:?} dead");
+        assert!(dead.len() <= 1 + self.worn_out, "no fault gave reason to declare {dead:?} dead");
     }
 
     /// Reads everything back through a client that knows nothing.
@@ -526,6 +550,7 @@ impl Run {
             frames: self.world.frames,
             virtual_seconds: self.world.now / SECOND,
             declared_dead: self.checks.dead.len(),
+            worn_out: self.worn_out,
         }
     }
 }

@@ -241,6 +241,13 @@ impl ChunkStore {
         }
     }
 
+    /// Ask the namespace about this upload soon.
+    pub fn ask_about(&mut self, now: Time, hash: &ChunkHash, instance: Instance) {
+        if self.holds(hash, instance) {
+            self.audit.postpone(now, (*hash, instance));
+        }
+    }
+
     /// Whether this upload of the chunk is kept here.
     pub fn holds(&self, hash: &ChunkHash, instance: Instance) -> bool {
         self.chunks.get(hash).is_some_and(|chunk| chunk.instances.contains(&instance))

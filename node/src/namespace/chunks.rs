@@ -205,18 +205,19 @@ impl Namespace {
     }
 
     /// What `node` should do with uploads that it holds.
-    pub fn verdicts(&self, node: NodeId, items: &[(ChunkHash, Instance)]) -> Vec<Verdict> {
+    pub fn verdicts(&mut self, node: NodeId, items: &[(ChunkHash, Instance)]) -> Vec<Verdict> {
         items.iter().map(|(hash, instance)| self.verdict(node, hash, instance)).collect()
     }
 
-    fn verdict(&self, node: NodeId, hash: &ChunkHash, instance: &Instance) -> Verdict {
-        let chunk = self.store.chunk(hash);
+    fn verdict(&mut self, node: NodeId, hash: &ChunkHash, instance: &Instance) -> Verdict {
+        let recorded = self.store.chunk(hash).filter(|chunk| chunk.holders.binary_search(&node).is_ok()).map(|chunk| chunk.instance);
         let nameable = self.store.session(instance.session).is_some_and(|session| session.may_name(instance.counter));
-        match chunk.filter(|chunk| chunk.holders.binary_search(&node).is_ok()) {
-            Some(chunk) if chunk.instance == *instance => Verdict::Live(*instance),
+        match recorded {
+            Some(live) if live == *instance => Verdict::Live(live),
             // The session may yet name it with this node's receipt, also one that lost its race against a recorded upload.
             _ if nameable => Verdict::Pending,
-            Some(chunk) => Verdict::Live(chunk.instance),
+            Some(live) => Verdict::Live(live),
+            None if self.may_want_copy(node, hash) => Verdict::Pending,
             None => Verdict::Garbage,
         }
     }

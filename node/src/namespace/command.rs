@@ -59,6 +59,8 @@ pub enum Command {
     Trim { inos: Vec<InodeId> },
     /// The node no longer has these chunks.
     Lost { node: NodeId, items: Vec<(ChunkHash, Instance)> },
+    /// The node has made copies of these chunks, or found that it has them still.
+    Copied { node: NodeId, items: Vec<(ChunkHash, Instance)> },
     /// A new leader's first entry.
     Noop,
     /// Frees a bounded part of the locks that an ended session left.
@@ -68,7 +70,7 @@ pub enum Command {
 /// What applying an entry makes necessary outside the namespace. Only the leader acts; others discard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// The last reference to the chunk went: its living holders may forget that upload.
+    /// These holders may forget that upload: the last reference to the chunk went, or there are enough other copies.
     Deleted { hash: ChunkHash, instance: Instance, holders: Vec<NodeId> },
     /// The cluster map has a new epoch.
     MapChanged,

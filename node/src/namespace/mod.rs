@@ -12,6 +12,7 @@ mod content;
 mod digest;
 mod directory;
 mod extents;
+mod holders;
 mod inode;
 mod invariants;
 mod locks;
@@ -32,6 +33,7 @@ use std::collections::VecDeque;
 
 use dfs::cluster_map::ClusterMap;
 use dfs::limits;
+use dfs::placement::PlacementTable;
 use dfs::status::Status;
 use dfs::types::{InodeId, NodeId, ROOT, SessionId, Timestamp};
 use dfs::wire::codec;
@@ -41,6 +43,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use locks::owner_of;
 
 pub use command::{Command, Effect, LogEntry, SpaceLimits};
+pub use holders::{Held, replicas};
 pub use session::{Session, SessionState};
 pub use snapshot::SnapshotLoader;
 pub use store::Usage;
@@ -78,6 +81,9 @@ pub struct Namespace {
     outgoing: Option<snapshot::Outgoing>,
     /// Derived from the map: what chunks may be charged for in all.
     capacity: u64,
+    /// Derived from the map: who should hold what.
+    placement: PlacementTable,
+    copied_bytes: u64,
 }
 
 impl Namespace {
@@ -100,7 +106,8 @@ impl Namespace {
 
     fn of_header(header: Header) -> Self {
         let capacity = dfs::capacity::capacity(&header.map);
-        Namespace { header, store: Store::default(), effects: Vec::new(), outgoing: None, capacity }
+        let placement = PlacementTable::new();
+        Namespace { header, store: Store::default(), effects: Vec::new(), outgoing: None, capacity, placement, copied_bytes: 0 }
     }
 
     /// Applies the entry at `index`, which must be beyond all applied before.
@@ -133,6 +140,10 @@ impl Namespace {
             Command::Trim { inos } => self.trim(inos),
             Command::Lost { node, items } => {
                 self.lose(*node, items);
+                Ok(Replied::Done)
+            }
+            Command::Copied { node, items } => {
+                self.record_copies(*node, items);
                 Ok(Replied::Done)
             }
             Command::Noop => Ok(Replied::Done),

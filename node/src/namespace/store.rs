@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use dfs::capacity::chunk_charge;
 use dfs::locks::LockTable;
-use dfs::types::{ChunkHash, Cookie, InodeId, SessionId};
+use dfs::types::{ChunkHash, Cookie, InodeId, NodeId, SessionId};
 use dfs::xattr::XattrFlags;
 
 use super::chunks::ChunkRecord;
 use super::digest::Digest;
 use super::extents::Slot;
+use super::holders::HolderIndex;
 use super::inode::Inode;
 use super::locks::LockIndex;
 use super::session::{Outcome, Session};
@@ -97,6 +98,7 @@ pub(super) struct Store {
     entries: BTreeMap<(InodeId, NameBytes), Entry>,
     slots: BTreeMap<(InodeId, u64), Box<Slot>>,
     chunks: BTreeMap<ChunkHash, ChunkRecord>,
+    holders: HolderIndex,
     sessions: BTreeMap<SessionId, Session>,
     outcomes: BTreeMap<(SessionId, u64), Box<Outcome>>,
     writers: BTreeMap<InodeId, SessionId>,
@@ -251,8 +253,13 @@ impl Store {
             }
             (Key::Slot(ino, index), Some(Record::Slot(slot))) => self.slots.insert((ino, index), slot).map(Record::Slot),
             (Key::Slot(ino, index), None) => self.slots.remove(&(ino, index)).map(Record::Slot),
-            (Key::Chunk(hash), Some(Record::Chunk(chunk))) => self.chunks.insert(hash, chunk).map(Record::Chunk),
-            (Key::Chunk(hash), None) => self.chunks.remove(&hash).map(Record::Chunk),
+            (Key::Chunk(hash), record) => {
+                let chunk = record.map(|record| if let Record::Chunk(chunk) = record { chunk } else { unreachable!("no chunk") });
+                chunk.iter().for_each(|chunk| self.holders.add(chunk));
+                let old = if let Some(chunk) = chunk { self.chunks.insert(hash, chunk) } else { self.chunks.remove(&hash) };
+                old.iter().for_each(|old| self.holders.subtract(old));
+                old.map(Record::Chunk)
+            }
             (Key::Session(id), Some(Record::Session(session))) => self.sessions.insert(id, session).map(Record::Session),
             (Key::Session(id), None) => self.sessions.remove(&id).map(Record::Session),
             (Key::Outcome(id, number), Some(Record::Outcome(outcome))) => self.outcomes.insert((id, number), outcome).map(Record::Outcome),
@@ -400,6 +407,16 @@ impl Store {
 
     pub fn chunk(&self, hash: &ChunkHash) -> Option<&ChunkRecord> {
         self.chunks.get(hash)
+    }
+
+    /// Chunks from a hash on.
+    pub fn chunks_from(&self, from: std::ops::Bound<ChunkHash>) -> impl Iterator<Item = (ChunkHash, &ChunkRecord)> {
+        self.chunks.range((from, std::ops::Bound::Unbounded)).map(|(hash, chunk)| (*hash, chunk))
+    }
+
+    /// How many chunks are recorded to be on that node.
+    pub fn chunks_on(&self, node: NodeId) -> u64 {
+        self.holders.count(node)
     }
 
     pub fn chunks(&self) -> impl Iterator<Item = (ChunkHash, &ChunkRecord)> {
@@ -603,6 +620,7 @@ impl Store {
         let (mut usage, mut hash) = (Usage::default(), 0u64);
         let (mut orphans, mut cuts, mut cookies) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         let mut lock_index = LockIndex::default();
+        let mut holders = HolderIndex::default();
         for (key, record) in self.records() {
             usage.add(record.usage(&key));
             hash = hash.wrapping_add(record.digest(&key));
@@ -623,6 +641,7 @@ impl Store {
                     assert!(self.inodes.contains_key(&ino), "locks go with their inode");
                     lock_index.add(ino, Some(&table));
                 }
+                (Key::Chunk(_), Record::Chunk(chunk)) => holders.add(&chunk),
                 _ => {}
             }
         }
@@ -631,6 +650,7 @@ impl Store {
         assert_eq!(orphans, self.orphans, "index of orphans");
         assert_eq!(cuts, self.cuts, "index of cuts");
         assert_eq!(lock_index, self.lock_index, "index of locks");
+        assert_eq!(holders, self.holders, "index of holders");
         assert_eq!(cookies, self.cookies, "index of cookies");
         let mut written: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
         for (&ino, &session) in &self.writers {

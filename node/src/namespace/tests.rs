@@ -290,24 +290,82 @@ fn verdicts_tell_nodes_what_counts() {
     let mut world = World::new();
     world.apply(Command::SetMember(member(3, 3))).unwrap();
     let ino = world.file("a");
-    world.write_chunk(ino, 0, claim(1, 1, &[1, 2])).unwrap();
-    let ask = |world: &World, node, counter| {
-        let item = (claim(1, 1, &[]).hash, Instance { session: SESSION, counter });
+    // A chunk that node 3 is not to hold.
+    let owned = |fill: &u8| dfs::placement::owners(world.namespace.map(), dfs::placement::group_of(&claim(*fill, 1, &[]).hash));
+    let fill = (1..=255).find(|fill| !owned(fill).contains(&NodeId(3))).unwrap();
+    world.write_chunk(ino, 0, claim(fill, 1, &[1, 2])).unwrap();
+    let ask = |world: &mut World, node, counter| {
+        let item = (claim(fill, 1, &[]).hash, Instance { session: SESSION, counter });
         world.namespace.verdicts(NodeId(node), &[item])[0]
     };
     let live = Verdict::Live(Instance { session: SESSION, counter: 1 });
-    assert_eq!((ask(&world, 1, 1), ask(&world, 3, 1)), (live, Verdict::Pending));
-    assert_eq!((ask(&world, 1, 2), ask(&world, 3, 2)), (Verdict::Pending, Verdict::Pending));
+    assert_eq!((ask(&mut world, 1, 1), ask(&mut world, 3, 1)), (live, Verdict::Pending));
+    assert_eq!((ask(&mut world, 1, 2), ask(&mut world, 3, 2)), (Verdict::Pending, Verdict::Pending));
     world.apply(Command::Progress { session: SESSION, answered_below: RequestNumber(1), uploads_from: 3 }).unwrap();
-    assert_eq!((ask(&world, 1, 2), ask(&world, 1, 3)), (live, Verdict::Pending));
-    assert_eq!((ask(&world, 3, 1), ask(&world, 3, 2)), (Verdict::Garbage, Verdict::Garbage), "no unrecorded holder is kept");
+    assert_eq!((ask(&mut world, 1, 2), ask(&mut world, 1, 3)), (live, Verdict::Pending));
+    assert_eq!((ask(&mut world, 3, 1), ask(&mut world, 3, 2)), (Verdict::Garbage, Verdict::Garbage), "no unrecorded holder is kept");
     // A receipt records the node, whatever upload is live.
-    world.write_chunk(ino, 5000, claim(1, 3, &[3, 1])).unwrap();
+    world.write_chunk(ino, 5000, claim(fill, 3, &[3, 1])).unwrap();
     world.apply(Command::EndSession { session: SESSION }).unwrap();
-    assert_eq!((ask(&world, 3, 3), ask(&world, 3, 99)), (live, live));
-    let lost = vec![(claim(1, 1, &[]).hash, Instance { session: SESSION, counter: 1 })];
+    assert_eq!((ask(&mut world, 3, 3), ask(&mut world, 3, 99)), (live, live));
+    let lost = vec![(claim(fill, 1, &[]).hash, Instance { session: SESSION, counter: 1 })];
     world.apply(Command::Lost { node: NodeId(3), items: lost }).unwrap();
-    assert_eq!(ask(&world, 3, 3), Verdict::Garbage);
+    assert_eq!(ask(&mut world, 3, 3), Verdict::Garbage);
+    // Of what has too few copies any is welcome, and so is one with an owner, or with somebody who is only thought to be dead.
+    let lost = vec![(claim(fill, 1, &[]).hash, Instance { session: SESSION, counter: 1 })];
+    world.apply(Command::MarkDead { node: NodeId(3) }).unwrap();
+    assert_eq!(ask(&mut world, 3, 3), Verdict::Pending);
+    world.apply(Command::SetMember(member(3, 3))).unwrap();
+    assert_eq!(ask(&mut world, 3, 3), Verdict::Garbage);
+    world.apply(Command::Lost { node: NodeId(1), items: lost }).unwrap();
+    assert_eq!((ask(&mut world, 3, 3), ask(&mut world, 1, 1)), (Verdict::Pending, Verdict::Pending));
+    world.namespace.check_invariants();
+}
+
+#[test]
+fn copies_are_recorded_where_they_are_wanted_and_surplus_ones_go() {
+    let mut world = World::new();
+    (3..=4).for_each(|node| _ = world.apply(Command::SetMember(member(node, node as u16))).unwrap());
+    let ino = world.file("a");
+    let chunk = claim(1, 1, &[]);
+    let order = dfs::placement::order(world.namespace.map(), dfs::placement::group_of(&chunk.hash));
+    let ids: Vec<u64> = order.iter().map(|node| node.0).collect();
+    let copied = |world: &mut World, node: u64, counter| {
+        let items = vec![(chunk.hash, Instance { session: SESSION, counter })];
+        world.namespace.drain_effects();
+        world.apply(Command::Copied { node: NodeId(node), items }).unwrap();
+        let gone: Vec<u64> = world
+            .namespace
+            .drain_effects()
+            .into_iter()
+            .flat_map(|effect| match effect {
+                Effect::Deleted { holders, .. } => holders.into_iter().map(|node| node.0).collect(),
+                _ => Vec::new(),
+            })
+            .collect();
+        let mut holders: Vec<u64> = world.namespace.chunk_held(&chunk.hash).unwrap().holders.iter().map(|node| node.0).collect();
+        holders.sort_by_key(|node| ids.iter().position(|other| other == node));
+        (holders, gone)
+    };
+    // Both holders are no owners. One owner after the other takes over.
+    world.write_chunk(ino, 0, claim(1, 1, &[ids[2], ids[3]])).unwrap();
+    assert_eq!(copied(&mut world, ids[0], 7), (vec![ids[2], ids[3]], vec![]), "another upload says nothing of this one");
+    assert_eq!(copied(&mut world, 99, 1), (vec![ids[2], ids[3]], vec![]), "a stranger");
+    assert_eq!(copied(&mut world, ids[0], 1), (vec![ids[0], ids[2]], vec![ids[3]]));
+    assert_eq!(copied(&mut world, ids[3], 1), (vec![ids[0], ids[2]], vec![]), "enough without it");
+    assert_eq!(copied(&mut world, ids[1], 1), (vec![ids[0], ids[1]], vec![ids[2]]));
+    assert_eq!(copied(&mut world, ids[1], 1), (vec![ids[0], ids[1]], vec![]), "twice is once");
+    // One dies: anybody's copy is welcome, but his that is too late.
+    world.apply(Command::MarkDead { node: order[1] }).unwrap();
+    assert_eq!(copied(&mut world, ids[3], 1), (vec![ids[0], ids[3]], vec![]));
+    assert_eq!(copied(&mut world, ids[2], 1), (vec![ids[0], ids[2]], vec![ids[3]]), "an owner, now that one is gone");
+    // It was alive: its copy is the better one, as long as it has it.
+    world.apply(Command::SetMember(member(ids[1], ids[1] as u16))).unwrap();
+    assert_eq!(copied(&mut world, ids[1], 1), (vec![ids[0], ids[1]], vec![ids[2]]));
+    // A node that drains counts no more, and goes when another has come.
+    let leaving = Member { state: MemberState::Leaving, ..member(ids[0], ids[0] as u16) };
+    world.apply(Command::SetMember(leaving)).unwrap();
+    assert_eq!(copied(&mut world, ids[2], 1), (vec![ids[1], ids[2]], vec![ids[0]]));
     world.namespace.check_invariants();
 }
 

@@ -192,6 +192,7 @@ impl Node {
         self.map = ClusterMap::default();
         self.transfers = Default::default();
         self.storage = Default::default();
+        self.repair.reset(self.config.rate);
         self.stage = Stage::Joining;
         self.announce();
     }

@@ -26,6 +26,7 @@ pub(super) struct Load {
     pub stored: u64,
     pub chunks: u64,
     pub resident: u64,
+    pub full: bool,
 }
 
 /// What the leader knows of one member.
@@ -363,8 +364,10 @@ impl Node {
             }
         }
         let (term, epoch) = (leading.term, self.map.epoch);
+        let full = self.full_members();
+        self.repair.full = full.iter().copied().collect();
         for node in ping {
-            let request = Request::Ping { term, epoch, sent: now };
+            let request = Request::Ping { term, epoch, sent: now, full: full.clone() };
             self.ask(node, request, Purpose::Ping(node), limits::PING_TIMEOUT);
         }
         // A leader that is cut off hears nobody and knows nothing about them. What it proposed in that state would come true when it
@@ -480,9 +483,7 @@ impl Node {
     fn send_deletion(&mut self, batch: Batch) {
         let Batch { holder, attempts, items } = batch;
         if holder == self.id {
-            let check = self.instance_check();
-            items.iter().for_each(|(hash, instance)| _ = self.chunks.delete(hash, *instance, check));
-            return;
+            return self.forget_uploads(&items);
         }
         if self.map.is_living(holder) {
             let purpose = Purpose::Delete { holder, items: items.clone(), attempts: attempts + 1 };

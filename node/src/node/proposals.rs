@@ -27,6 +27,7 @@ enum Awaited {
     Member(NodeId),
     Gone(NodeId),
     Lost(NodeId),
+    Copied(NodeId),
 }
 
 /// Who waits.
@@ -60,6 +61,7 @@ fn awaited(command: &Command) -> Option<Awaited> {
         Command::SetMember(member) => Some(Awaited::Member(member.id)),
         Command::MarkDead { node } => Some(Awaited::Gone(*node)),
         Command::Lost { node, .. } => Some(Awaited::Lost(*node)),
+        Command::Copied { node, .. } => Some(Awaited::Copied(*node)),
         _ => None,
     }
 }
@@ -157,6 +159,9 @@ impl Node {
             }
             hold_created(leading, &entry.command, &result);
         }
+        if let Command::Lost { .. } = entry.command {
+            self.on_copies_lost();
+        }
         if let Command::Request { session, op, .. } = &entry.command {
             self.on_lock_applied(*session, op, &result);
         }
@@ -225,6 +230,7 @@ impl Node {
                 let era = if *caches { known } else { 1 };
                 Response::Renewed { term, epoch, time: self.cluster_time(), era }
             }
+            Command::Copied { .. } => Response::Copied { applied: self.namespace.applied() },
             Command::SetMember(_) => Response::Joined { map: self.map.clone() },
             _ => Response::Done,
         })

@@ -26,6 +26,7 @@ impl Node {
             referenced_chunks: usage.referenced_chunks,
             namespace_bytes: usage.namespace_bytes,
             replicas: self.map.replicas,
+            repair: self.repair_report(),
         }
     }
 

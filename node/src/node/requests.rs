@@ -57,7 +57,10 @@ impl Node {
             Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
                 self.fail(asker, Status::InvalidArgument);
             }
-            request => self.on_bulk_request(asker, request, payload),
+            request => {
+                self.repair.budget.on_client(self.now);
+                self.on_bulk_request(asker, request, payload);
+            }
         }
     }
 
@@ -113,26 +116,30 @@ impl Node {
             Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
             Request::Join { member } => self.on_join(asker, node, member),
-            Request::Ping { term, epoch, sent } => {
+            Request::Ping { term, epoch, sent, full } => {
                 if self.group.as_ref().is_some_and(|group| term >= group.term()) {
                     self.leader_heard = now;
                 }
+                self.repair.full = full.into_iter().collect();
                 if epoch > self.map.epoch {
                     self.ask(node, Request::Map { known: self.map.epoch }, super::Purpose::FetchMap, limits::ATTEMPT_TIMEOUT);
                 }
                 let usage = self.chunks.usage();
                 let (stored, chunks, memory) = (usage.stored, usage.chunks, self.config.memory);
-                let pong = Response::Pong { sent, epoch: self.map.epoch, stored, chunks, memory, resident: self.resident };
+                let full = self.is_full();
+                let pong = Response::Pong { sent, epoch: self.map.epoch, stored, chunks, memory, resident: self.resident, full };
                 self.answer(asker, Ok(pong), Bytes::new());
             }
             Request::Delete { items } => {
-                let check = self.instance_check();
-                items.iter().for_each(|(hash, instance)| _ = self.chunks.delete(hash, *instance, check));
+                self.forget_uploads(&items);
                 self.answer(asker, Ok(Response::Done), Bytes::new());
             }
             Request::Audit { items } => self.read_for(asker, Read::Audit { node, items }),
             Request::Lost { items } => _ = self.propose_for(asker, Command::Lost { node, items }),
+            Request::Copied { items } => _ = self.propose_for(asker, Command::Copied { node, items }),
             Request::Leave => self.on_leave(asker, node),
+            // Other nodes fetch copies here; clients go first.
+            Request::Get { range, .. } if !self.repair.budget.admit(now, range.length) => self.fail(asker, Status::Busy),
             request => self.on_bulk_request(asker, request, payload),
         }
     }
@@ -178,11 +185,15 @@ impl Node {
     fn put(&mut self, epoch: Epoch, hash: ChunkHash, instance: Instance, bytes: Bytes) -> Result<(), Status> {
         self.check_placement(epoch, &hash)?;
         // The copy of the namespace lives inside the same budget.
-        let taken = self.chunks.usage().charged.saturating_add(self.namespace.usage().namespace_bytes);
-        if taken.saturating_add(bytes.len() as u64) > self.config.memory && !self.chunks.contains(&hash) {
-            return Err(Status::Full);
+        let result = if self.has_room(bytes.len() as u64) || self.chunks.contains(&hash) {
+            self.chunks.put(self.now, hash, instance, bytes)
+        } else {
+            Err(Status::Full)
+        };
+        if result == Err(Status::Full) {
+            self.repair.on_refused(self.now);
         }
-        self.chunks.put(self.now, hash, instance, bytes)
+        result
     }
 
     /// A sender with an older map that chose a node which is no owner by now is told so. One with the newest map may have passed over

@@ -2,8 +2,8 @@
 
 use dfs::limits;
 use dfs::time::Time;
-use dfs::types::NodeId;
-use dfs::wire::message::Request;
+use dfs::types::{ChunkHash, Instance, NodeId};
+use dfs::wire::message::{Request, Verdict};
 
 use super::joining::Stage;
 use super::{Node, Purpose};
@@ -76,11 +76,33 @@ impl Node {
         }
         if leader == self.id {
             let verdicts = self.namespace.verdicts(self.id, &items);
-            let check = self.instance_check();
-            return self.chunks.on_verdicts(now, &items, &verdicts, check);
+            return self.on_verdicts(&items, verdicts);
         }
         let request = Request::Audit { items: items.clone() };
         self.storage.auditing = self.ask(leader, request, Purpose::Audit { items }, limits::ATTEMPT_TIMEOUT);
+    }
+
+    /// What the leader says of uploads here. It may have said so before it heard of a copy that was announced meanwhile.
+    pub(super) fn on_verdicts(&mut self, items: &[(ChunkHash, Instance)], mut verdicts: Vec<Verdict>) {
+        for ((hash, instance), verdict) in items.iter().zip(&mut verdicts) {
+            if *verdict == Verdict::Garbage && self.is_spoken_for(hash, *instance) {
+                *verdict = Verdict::Pending;
+            }
+        }
+        let check = self.instance_check();
+        self.chunks.on_verdicts(self.now, items, &verdicts, check);
+    }
+
+    /// A leader says that these uploads are not wanted any more.
+    pub(super) fn forget_uploads(&mut self, items: &[(ChunkHash, Instance)]) {
+        let check = self.instance_check();
+        for (hash, instance) in items {
+            if self.is_spoken_for(hash, *instance) {
+                self.chunks.ask_about(self.now, hash, *instance);
+            } else {
+                self.chunks.delete(hash, *instance, check);
+            }
+        }
     }
 
     fn report_lost(&mut self, leader: NodeId) {
