@@ -141,6 +141,13 @@ impl Plan {
         self
     }
 
+    /// Whether chunks are so large for the nodes that they may not fit although their bytes do: space is counted in bytes, and a chunk is
+    /// stored whole. With more memory than this the room of one node, which is never promised, makes up for what remains unused of all.
+    pub fn is_tight(&self) -> bool {
+        let least = self.nodes.iter().copied().filter(|memory| *memory > 0).min().unwrap_or(0);
+        least < self.nodes.len() as u64 * 2 * limits::CHUNK_BYTES_MAX as u64
+    }
+
     /// Whether that client is a mounted machine.
     pub fn is_mount(&self, client: usize) -> bool {
         self.mounts && client < self.clients && !(self.clients > 2 && client == self.clients - 1)

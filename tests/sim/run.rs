@@ -503,7 +503,10 @@ impl Run {
             ground.registers[register] = ino;
         }
         let plan = &self.plan;
-        self.workload = Some(Workload::new(plan.seed, ground, (plan.clients, plan.actors_per_client), plan.write_max, plan.mounts));
+        let actors = (plan.clients, plan.actors_per_client);
+        let mut workload = Workload::new(plan.seed, ground, actors, plan.write_max, plan.mounts);
+        workload.tight = plan.is_tight();
+        self.workload = Some(workload);
         (1..self.plan.clients).for_each(|other| _ = self.start_client(other));
         client
     }
