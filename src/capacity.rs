@@ -7,7 +7,12 @@ use crate::limits;
 
 /// Memory that a node is charged for one upload of a chunk of that length: its bytes, its group hashes, its place in the tables.
 pub fn chunk_charge(length: u64) -> u64 {
-    length + length.div_ceil(limits::VERIFY_GROUP_BYTES as u64) * 32 + limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES
+    length + group_hashes(length) + limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES
+}
+
+/// Memory for the hashes of a chunk's groups.
+pub fn group_hashes(length: u64) -> u64 {
+    length.div_ceil(limits::VERIFY_GROUP_BYTES as u64) * limits::GROUP_HASH_BYTES
 }
 
 /// What a reserved run of a file is charged for: as much as a chunk of its length written there, with its record in the namespace.

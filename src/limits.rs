@@ -28,6 +28,8 @@ pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 pub const SLOT_BYTES: u64 = CHUNK_BYTES_MAX as u64;
 /// Unit in which part of a chunk can be verified.
 pub const VERIFY_GROUP_BYTES: usize = 16 << 10;
+/// What a node keeps of each such group to verify it by.
+pub const GROUP_HASH_BYTES: u64 = 32;
 /// Largest write that rides inside its COMMIT.
 pub const INLINE_WRITE_BYTES_MAX: usize = 16 << 10;
 /// Largest file content that stays in the inode at rest.
@@ -373,7 +375,8 @@ pub const BEHIND_IDLE: Duration = Duration::from_millis(500);
 pub const BEHIND_RETRY: Duration = Duration::from_millis(500);
 /// How often it is asked, after that time each, whether a file that lost its name is gone before its bytes are committed.
 pub const UNNAMED_ASKS_MAX: u32 = 3;
-/// What one run of such bytes may cost in the cluster besides its bytes: records of its chunk, of its upload, of what it splits.
+/// What one run of such bytes may cost in the cluster besides its bytes and their hashes: records of its chunk, of its upload, of what it
+/// splits, and that each of them begins another group.
 pub const BEHIND_RUN_CHARGE: u64 = 1024;
 /// A file with so many whole slots is committed up to them.
 pub const BEHIND_SLOTS: usize = 4;
@@ -440,6 +443,7 @@ const _: () = assert!(2 * SIGNAL_LOOK_INTERVAL.as_millis() + LOCK_INTERRUPT_GRAC
 const _: () = assert!(CLIENT_LOCK_WAITS_MAX < CLIENT_CALLS_MAX);
 const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
 const _: () = assert!(BEHIND_WRITE_BYTES_MAX >= 4 * CHUNK_BYTES_MAX && BEHIND_PACK_BYTES_MAX <= CHUNK_BYTES_MAX);
-const _: () = assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES);
+const _: () =
+    assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES + 3 * GROUP_HASH_BYTES);
 const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);
 const _: () = assert!(REAP_GRACE.as_millis() < BEHIND_RETRY.as_millis());

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::capacity::group_hashes;
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
@@ -82,8 +83,13 @@ pub(super) struct Behind {
 
 /// What a write of that length is charged for at most, until it is committed.
 pub(super) fn charge(length: usize) -> u64 {
-    let slots = length as u64 / limits::SLOT_BYTES + 2;
-    length as u64 + slots * limits::BEHIND_RUN_CHARGE
+    charge_of((length, length / limits::SLOT_BYTES as usize + 2))
+}
+
+/// What the cluster will charge for bytes in so many runs at most, by its own formula: a commit that came to more than was reserved
+/// would be refused for ever in a full cluster.
+fn charge_of((bytes, runs): (usize, usize)) -> u64 {
+    bytes as u64 + group_hashes(bytes as u64) + runs as u64 * limits::BEHIND_RUN_CHARGE
 }
 
 impl Behind {
@@ -111,7 +117,7 @@ impl Behind {
 
     /// The room that all of it will take at most.
     pub(super) fn charge(&self) -> u64 {
-        self.bytes as u64 + self.runs as u64 * limits::BEHIND_RUN_CHARGE
+        charge_of((self.bytes, self.runs))
     }
 
     /// Whether anything of the file is not committed.
@@ -227,7 +233,7 @@ impl Behind {
         dirty.flying_bytes = dirty.flying.iter().map(|(_, bytes)| bytes.len()).sum();
         let after = dirty.size();
         self.resize(before, after);
-        (before.0 - after.0) as u64 + (before.1 - after.1) as u64 * limits::BEHIND_RUN_CHARGE
+        charge_of((before.0 - after.0, before.1 - after.1))
     }
 
     /// The job has committed everything.
@@ -247,7 +253,7 @@ impl Behind {
     pub(super) fn on_failed(&mut self, now: Time, ino: InodeId, status: Status, yielding: bool) -> u64 {
         let Some(dirty) = self.files.get_mut(&ino) else { return 0 };
         let before = dirty.size();
-        let flying = dirty.flying_bytes as u64 + dirty.flying.len() as u64 * limits::BEHIND_RUN_CHARGE;
+        let flying = charge_of((dirty.flying_bytes, dirty.flying.len()));
         (dirty.job, dirty.failed) = (None, Some(status));
         dirty.flown = dirty.committed;
         dirty.may_have_yielded |= yielding;

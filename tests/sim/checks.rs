@@ -27,6 +27,11 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// How many terms had a leader.
+    pub fn terms(&self) -> usize {
+        self.leaders.len()
+    }
+
     /// After every event: looks at the nodes that took a turn.
     pub fn look(&mut self, world: &mut World) {
         for pid in std::mem::take(&mut world.touched) {

@@ -1,8 +1,10 @@
 //! What a seed means: size of the cluster, speed of the network, which faults come when. All drawn before anything runs.
 //!
 //! Faults stay within the promise: at most one storage node at a time (the *victim*) is killed, corrupted or cut off for long, the next
-//! one only after repair has made all its copies again; whoever else is disturbed comes back before it is declared dead.
+//! one only after repair has made all its copies again; whoever else is disturbed comes back before it is declared dead: [`DEPOSED_FOR`]
+//! after another one began to lead, at the latest.
 
+use dfs::limits;
 use dfs::random::Random;
 
 use super::network::Speed;
@@ -10,6 +12,19 @@ use super::world::{Death, MILLISECOND, SECOND};
 
 /// Stands for the host of whoever leads when the fault begins.
 pub const LEADER: usize = usize::MAX;
+
+/// For so long another one leads before a leader is back that was cut off for a moment.
+pub const DEPOSED_FOR: u64 = 500 * MILLISECOND;
+/// Then it still takes time to be heard: a dial may sleep through the end of a partition until it is given up, the next one waits after
+/// failures, and it is made when there is something to say.
+const HEARD_AGAIN: u64 = (limits::DIAL_TIMEOUT.as_nanos()
+    + (limits::REDIAL_DELAY_MIN.as_nanos() << (limits::DIALS_IMPATIENT - 1))
+    + limits::HEARTBEAT_INTERVAL.as_nanos()) as u64;
+/// What the network adds to that.
+const LATENCIES: u64 = 100 * MILLISECOND;
+const _: () = assert!(DEPOSED_FOR + HEARD_AGAIN + LATENCIES < limits::PREDECESSOR_PATIENCE.as_nanos() as u64);
+/// A leader is cut off for a moment if for less than this.
+const BRIEF_MAX: u64 = 2 * SECOND;
 
 /// One disturbance. Nodes are named by their index in the plan, `clients` follow behind them as hosts.
 #[derive(Clone, Debug)]
@@ -62,6 +77,17 @@ pub enum Fault {
         host: usize,
         count: u64,
     },
+}
+
+impl Fault {
+    /// Whether it is over soon, and sooner when another node leads.
+    pub fn is_brief(&self) -> bool {
+        match self {
+            Fault::Partition { length, .. } => *length < BRIEF_MAX,
+            Fault::Suspend { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -119,6 +145,13 @@ impl Plan {
         self
     }
 
+    /// Whether chunks are so large for the nodes that they may not fit although their bytes do: space is counted in bytes, and a chunk is
+    /// stored whole. With more memory than this the room of one node, which is never promised, makes up for what remains unused of all.
+    pub fn is_tight(&self) -> bool {
+        let least = self.nodes.iter().copied().filter(|memory| *memory > 0).min().unwrap_or(0);
+        least < self.nodes.len() as u64 * 2 * limits::CHUNK_BYTES_MAX as u64
+    }
+
     /// Whether that client is a mounted machine.
     pub fn is_mount(&self, client: usize) -> bool {
         self.mounts && client < self.clients && !(self.clients > 2 && client == self.clients - 1)
@@ -171,7 +204,7 @@ fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64, 
         at += random.below(2500 * MILLISECOND);
         let brief = 50 * MILLISECOND + random.below(900 * MILLISECOND);
         let host = random.below(hosts as u64) as usize;
-        // Long enough for another leader, too short to be declared dead by it.
+        // Long enough for another leader; cut short when there is one.
         let deposing = 1000 * MILLISECOND + random.below(1000 * MILLISECOND);
         let fault = match random.below(12) {
             10 | 11 => Fault::Suspend {

@@ -13,7 +13,7 @@ use dfs_node::node::{NodeConfig, Sabotage, Start};
 
 use super::checks::{Checks, Expected, is_whole, unrest};
 use super::network::{Host, Pid};
-use super::plan::{Fault, LEADER, Plan};
+use super::plan::{DEPOSED_FOR, Fault, LEADER, Plan};
 use super::workload::{Ground, REGISTERS, Stats, Workload, create};
 use super::world::{Death, MILLISECOND, News, SECOND, World};
 
@@ -33,7 +33,8 @@ pub struct Report {
 #[derive(Clone, Debug)]
 enum Alarm {
     Begin(usize),
-    End(Fault),
+    /// Of the fault under way that has this number.
+    End(usize),
     Resume(Pid),
     Restart(Host),
     Act(usize),
@@ -47,6 +48,8 @@ pub struct Run {
     pub checks: Checks,
     sabotage: Option<Sabotage>,
     alarms: Vec<Alarm>,
+    /// Faults that last, by the number of the alarm that ends them.
+    under_way: BTreeMap<usize, Fault>,
     clients: Vec<Option<Pid>>,
     workload: Option<Workload>,
     /// Whether actors begin new work.
@@ -84,6 +87,7 @@ impl Run {
             checks: Checks::default(),
             sabotage,
             alarms: Vec::new(),
+            under_way: BTreeMap::new(),
             clients,
             workload: None,
             working: false,
@@ -135,7 +139,11 @@ impl Run {
     /// Lets one thing happen, and looks at it.
     fn step(&mut self, until: u64) -> bool {
         let moved = self.world.step(until);
+        let terms = self.checks.terms();
         self.checks.look(&mut self.world);
+        if self.checks.terms() > terms {
+            self.on_new_leader();
+        }
         while let Some(news) = self.world.news.pop_front() {
             self.on_news(news);
         }
@@ -248,7 +256,12 @@ impl Run {
                 let fault = self.plan.faults[index].1.clone();
                 self.begin(fault);
             }
-            Alarm::End(fault) => self.end(&fault),
+            Alarm::End(number) => {
+                // Unless it was ended early.
+                if let Some(fault) = self.under_way.remove(&number) {
+                    self.end(&fault);
+                }
+            }
             Alarm::Resume(pid) => {
                 self.slept.insert(pid, self.world.now);
                 self.world.resume(pid);
@@ -302,7 +315,26 @@ impl Run {
         }
     }
 
-    fn begin(&mut self, fault: Fault) {
+    /// Has a fault end after a while.
+    fn end_after(&mut self, length: u64, fault: &Fault) {
+        self.under_way.insert(self.alarms.len(), fault.clone());
+        self.alarm(length, Alarm::End(self.alarms.len()));
+    }
+
+    /// Who was cut off for a moment, for another to lead, comes back now. How long it had been silent does not tell whether the new leader
+    /// has reason to declare it dead: that one counts from the beginning of its term, and it began when chance would have it.
+    fn on_new_leader(&mut self) {
+        let under_way: Vec<(usize, Fault)> = self.under_way.iter().map(|(number, fault)| (*number, fault.clone())).collect();
+        for (number, fault) in under_way.into_iter().filter(|(_, fault)| fault.is_brief()) {
+            self.alarm(DEPOSED_FOR, Alarm::End(number));
+            if let Fault::Suspend { host, client, later, .. } = fault {
+                let pids: Vec<Pid> = [host, client].into_iter().filter_map(|host| self.world.pid_on(host)).collect();
+                pids.into_iter().for_each(|pid| self.alarm(DEPOSED_FOR - later, Alarm::Resume(pid)));
+            }
+        }
+    }
+
+    pub fn begin(&mut self, fault: Fault) {
         let fault = self.resolve(fault);
         if self.world.log {
             eprintln!("{:>13} FAULT {fault:?}", self.world.now);
@@ -327,18 +359,21 @@ impl Run {
                 for (from, to) in pairs(from, to, *both) {
                     self.world.block(from, to);
                 }
-                self.alarm(*length, Alarm::End(fault.clone()));
+                self.end_after(*length, &fault);
             }
             Fault::Slow { host, by, length } => {
                 self.world.network.slow.insert(*host, *by);
-                self.alarm(*length, Alarm::End(fault.clone()));
+                self.end_after(*length, &fault);
             }
             Fault::Mute { host, towards, length, .. } => {
                 towards.iter().for_each(|to| self.world.block(*host, *to));
-                self.alarm(*length, Alarm::End(fault.clone()));
+                self.end_after(*length, &fault);
             }
             Fault::Suspend { host, client, others, length, later } => {
-                self.begin(Fault::Partition { from: vec![*host], to: others.clone(), both: true, length: length + later });
+                for (from, to) in pairs(&[*host], others, true) {
+                    self.world.block(from, to);
+                }
+                self.end_after(length + later, &fault);
                 self.begin(Fault::Pause { host: *client, length: *length });
                 self.begin(Fault::Pause { host: *host, length: *length });
             }
@@ -373,6 +408,11 @@ impl Run {
         match fault {
             Fault::Partition { from, to, both, .. } => {
                 for (from, to) in pairs(from, to, *both) {
+                    self.world.unblock(from, to);
+                }
+            }
+            Fault::Suspend { host, others, .. } => {
+                for (from, to) in pairs(&[*host], others, true) {
                     self.world.unblock(from, to);
                 }
             }
@@ -484,7 +524,10 @@ impl Run {
             ground.registers[register] = ino;
         }
         let plan = &self.plan;
-        self.workload = Some(Workload::new(plan.seed, ground, (plan.clients, plan.actors_per_client), plan.write_max, plan.mounts));
+        let actors = (plan.clients, plan.actors_per_client);
+        let mut workload = Workload::new(plan.seed, ground, actors, plan.write_max, plan.mounts);
+        workload.tight = plan.is_tight();
+        self.workload = Some(workload);
         (1..self.plan.clients).for_each(|other| _ = self.start_client(other));
         client
     }

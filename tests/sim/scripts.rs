@@ -8,7 +8,7 @@ use dfs::wire::namespace::{NewKind, Op, Query, Replied, WriteAt};
 
 use super::checks::unrest;
 use super::network::{Pid, Speed};
-use super::plan::Plan;
+use super::plan::{Fault, LEADER, Plan};
 use super::run::Run;
 use super::workload::{create, name};
 use super::world::{MILLISECOND, SECOND};
@@ -33,6 +33,20 @@ fn read(run: &mut Run, client: Pid, ino: InodeId) -> Bytes {
         Ok(Reply::Bytes(bytes)) => bytes,
         other => panic!("read answered {other:?}"),
     }
+}
+
+/// The machine of whoever leads is suspended again and again, as long as any brief fault, and nobody is declared dead for that.
+pub fn the_leader_is_cut_off_for_a_moment(plan: Plan) {
+    let others: Vec<usize> = (0..plan.nodes.len()).collect();
+    let client = plan.client_host(0);
+    let mut run = Run::new(plan.calm(), None);
+    run.form();
+    for round in 0..20 {
+        run.begin(Fault::Suspend { host: LEADER, client, others: others.clone(), length: 2 * SECOND, later: 400 * MILLISECOND });
+        run.run_for(6 * SECOND + round * 10 * MILLISECOND);
+        assert!(run.checks.dead.is_empty(), "{:?} declared dead in round {round}", run.checks.dead);
+    }
+    assert!(run.checks.terms() > 20, "each time another one leads");
 }
 
 /// A client that has uploaded some bytes before writes them again, without sending them, while their last reference goes away

@@ -46,6 +46,20 @@ fn small_writes_become_one_run_and_the_newest_byte_wins() {
 }
 
 #[test]
+fn no_commit_is_charged_for_more_than_was_reserved() {
+    for length in [1, 16 << 10, (16 << 10) + 1, 363_279, limits::SLOT_BYTES as usize, 3 * limits::SLOT_BYTES as usize] {
+        let mut book = book();
+        write(&mut book, 5, &vec![7; length]);
+        let dirty = book.charge();
+        assert!(dirty <= charge(length), "what a write is admitted for is no less than what is counted afterwards");
+        let runs = book.take(INO, Cut::All, 1).unwrap().runs;
+        let stored: u64 = runs.iter().map(|(_, bytes)| crate::capacity::chunk_charge(bytes.len() as u64)).sum();
+        assert!(stored <= dirty, "{length} bytes: {stored} charged, {dirty} reserved");
+        assert_eq!(book.on_part(INO, u64::MAX), dirty);
+    }
+}
+
+#[test]
 fn marks_are_reached_only_when_everything_before_is_committed() {
     let mut book = book();
     write(&mut book, 0, &vec![1; limits::SLOT_BYTES as usize]);

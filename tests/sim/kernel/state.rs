@@ -142,6 +142,10 @@ impl State {
 
     /// Sends a request to the daemon; its reply comes under the number.
     pub fn ask(&mut self, context: Context, request: Request) -> u64 {
+        // A nodeid is part of an inode: after its FORGET the kernel has nothing to put into a request. The daemon rests on that: what it
+        // remembers of a directory goes with it, and all names in it are taken to be gone.
+        let unknown = subjects(&request).into_iter().flatten().find(|ino| !self.inodes.contains_key(ino));
+        assert_eq!(unknown, None, "the kernel does not have what it asks about: {request:?}");
         let number = self.number();
         self.requests.push_back((number, context, request));
         self.changes += 1;
@@ -240,6 +244,20 @@ impl State {
     pub fn attributes(&self, ino: InodeId) -> Option<Attributes> {
         let inode = self.inodes.get(&ino)?;
         (self.now < inode.valid_until).then_some(Attributes { size: inode.size, ..inode.attributes })
+    }
+}
+
+/// The inodes that a request names; those with a handle are open, so that nothing can take them away.
+fn subjects(request: &Request) -> [Option<InodeId>; 2] {
+    match *request {
+        Request::Lookup { parent, .. } | Request::Make { parent, .. } | Request::Create { parent, .. } | Request::Unlink { parent, .. } => {
+            [Some(parent), None]
+        }
+        Request::Rename { from_parent, to_parent, .. } => [Some(from_parent), Some(to_parent)],
+        Request::Link { ino, parent, .. } => [Some(ino), Some(parent)],
+        Request::GetAttributes { ino } | Request::Refresh { ino } | Request::SetAttributes { ino, .. } => [Some(ino), None],
+        Request::Open { ino, .. } | Request::OpenDirectory { ino } | Request::Sync { ino, .. } => [Some(ino), None],
+        _ => [None, None],
     }
 }
 

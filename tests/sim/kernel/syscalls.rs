@@ -41,6 +41,21 @@ fn blank() -> Attributes {
     }
 }
 
+/// The inodes that a call names by number.
+fn named(call: &Call) -> [Option<InodeId>; 2] {
+    match *call {
+        Call::Query(Query::Attributes { ino } | Query::ReadDirectory { ino, .. })
+        | Call::Read { ino, .. }
+        | Call::Write { ino, .. }
+        | Call::Sync { ino }
+        | Call::Op(Op::SetAttributes { ino, .. }) => [Some(ino), None],
+        Call::Query(Query::Lookup { parent, .. }) | Call::Op(Op::Create { parent, .. } | Op::Unlink { parent, .. }) => [Some(parent), None],
+        Call::Op(Op::Link { ino, parent, .. }) => [Some(ino), Some(parent)],
+        Call::Op(Op::Rename { from_parent, to_parent, .. }) => [Some(from_parent), Some(to_parent)],
+        _ => [None, None],
+    }
+}
+
 fn user(uid: u32) -> Context {
     Context { uid, gid: 0, pid: 1 }
 }
@@ -52,13 +67,9 @@ fn missing(result: Result<Option<InodeId>, Status>) -> Result<InodeId, Status> {
 impl Kernel {
     /// Carries out a call of the workload. `luck` decides what a program would: whether a file stays open.
     pub(super) async fn call(&self, call: Call, luck: u64) -> Result<Reply, Status> {
-        if let Call::Query(Query::Attributes { ino } | Query::ReadDirectory { ino, .. })
-        | Call::Read { ino, .. }
-        | Call::Write { ino, .. }
-        | Call::Sync { ino }
-        | Call::Op(Op::SetAttributes { ino, .. } | Op::Link { ino, .. }) = &call
-        {
-            self.state(|state| state.adopt(*ino, blank()));
+        // A path leads there: whatever was evicted is looked up again before anything is asked about it or about a name in it.
+        for ino in named(&call).into_iter().flatten() {
+            self.state(|state| state.adopt(ino, blank()));
         }
         match call {
             Call::Op(op) => self.change(op, luck).await,
