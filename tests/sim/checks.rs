@@ -141,7 +141,9 @@ fn unrest_of_chunks(leader: &Node, nodes: &[&Node], expected: &Expected) -> Opti
     for record in &records {
         let living: Vec<NodeId> = record.holders.iter().copied().filter(|holder| by_id.contains_key(holder)).collect();
         if living.len() < expected.copies {
-            return Some(format!("{:?} has living holders {living:?} of {:?}", record.hash, record.holders));
+            let rooms: Vec<_> =
+                by_id.values().map(|node| (node.id(), node.chunks().usage(), node.namespace().usage().namespace_bytes)).collect();
+            return Some(format!("{:?} ({}) has living holders {living:?} of {:?}; {rooms:?}", record.hash, record.length, record.holders));
         }
         living.iter().for_each(|holder| _ = wanted.entry(*holder).or_default().insert((record.hash, record.instance)));
     }

@@ -15,8 +15,9 @@ use dfs::time::Time;
 use dfs::types::{Address, ClusterId, Epoch, NodeId};
 use dfs::wire::message::{Failure, Request};
 
+use super::leader::Duty;
 use super::{Node, NodeConfig, NodeOutput, Purpose, Start};
-use crate::namespace::{Namespace, SpaceLimits};
+use crate::namespace::{Command, Namespace, SpaceLimits};
 use crate::raft::{self, Group};
 
 /// How far the node is.
@@ -84,6 +85,10 @@ impl Node {
         if self.stage != Stage::Joining && self.leaving.is_none() && standing == Standing::Replaced {
             return self.reincarnate();
         }
+        if standing == Standing::Dead && self.leading.is_some() {
+            // It was counted out, and elected all the same: nobody else can take it in again.
+            self.pursue(Duty::Member, Command::SetMember(self.member()));
+        }
         if let Stage::CatchingUp { since } = self.stage {
             self.check_ready(since);
         }
@@ -96,7 +101,9 @@ impl Node {
         match self.stage {
             Stage::Joining => self.ask_to_join(),
             // It goes on as a voter while it asks: the others may need its vote to take it in again.
-            Stage::CatchingUp { .. } | Stage::Serving if standing == Standing::Dead && self.leaving.is_none() => self.ask_to_join(),
+            Stage::CatchingUp { .. } | Stage::Serving if standing == Standing::Dead && self.leaving.is_none() && self.leading.is_none() => {
+                self.ask_to_join()
+            }
             Stage::CatchingUp { .. } if silent > limits::ELECTION_TIMEOUT && self.leading.is_none() => self.ask_to_join(),
             Stage::Serving if silent > limits::NODE_DEAD_AFTER && self.leading.is_none() => self.ask_for_map(),
             _ => {}

@@ -129,7 +129,7 @@ impl Planner {
     }
 
     fn restart(&mut self, now: Time) {
-        (self.position, self.survey, self.began, self.next) = (None, Survey::default(), now, now);
+        (self.position, self.survey, self.next) = (None, Survey::default(), now);
         (self.again, self.overflowed) = (false, false);
     }
 
@@ -144,6 +144,9 @@ impl Planner {
         }
         if now < self.next {
             return;
+        }
+        if self.position.is_none() {
+            self.began = now;
         }
         let mut visited = 0;
         let mut last = None;
