@@ -77,6 +77,8 @@ pub enum Sabotage {
     RepairForgetsGroup,
     /// A copy is announced when it is asked for, not when it is here.
     CopyAnnouncedEarly,
+    /// A node that is drained goes when its vote is gone.
+    DrainLeavesEarly,
     /// Changes and looks do not wait until what others cache or write alone is given back.
     RecallIgnored,
 }

@@ -103,10 +103,16 @@ pub enum Command {
     Top,
     /// Check all chunks and the tree (not yet)
     Fsck,
-    /// Move a node's data elsewhere (not yet)
-    Drain { node: String },
-    /// Tell whether a node can stop without loss (not yet)
-    CanStop { node: String },
+    /// Move a node's data and vote elsewhere; returns when it has left
+    Drain {
+        /// Its address or its id, as `status` shows them
+        node: String,
+    },
+    /// Tell whether a node can stop at once without loss: exit code 0 if so
+    CanStop {
+        /// Its address or its id, as `status` shows them
+        node: String,
+    },
     /// Form a new cluster from a minority (not yet)
     Recover,
     /// Make a cluster secret (not yet)
@@ -121,8 +127,6 @@ impl Command {
         match self {
             Command::Top => Some("top"),
             Command::Fsck => Some("fsck"),
-            Command::Drain { .. } => Some("drain"),
-            Command::CanStop { .. } => Some("can-stop"),
             Command::Recover => Some("recover"),
             Command::Keygen { .. } => Some("keygen"),
             Command::Shell => Some("shell"),

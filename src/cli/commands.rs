@@ -10,6 +10,7 @@ use dfs::types::{Attributes, FileKind, InodeId};
 
 use crate::args::{Cli, Command};
 use crate::failure::Failure;
+use crate::members;
 use crate::show::{self, Entry, Holder};
 use crate::store::{self, Store, TreePath};
 use crate::unmount;
@@ -50,6 +51,8 @@ fn with_store(cli: &Cli, store: &Store) -> Result<(), Failure> {
         }
         Command::Sync => store.sync(),
         Command::Shutdown => store.shutdown(),
+        Command::Drain { node } => members::drain(store, node),
+        Command::CanStop { node } => members::can_stop(store, node),
         // `run` has done status and umount, `main` has refused the rest.
         _ => Err(Failure::status("command", Status::NotYet)),
     }

@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod failure;
+mod members;
 mod show;
 mod store;
 mod unmount;

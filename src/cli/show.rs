@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use dfs::cluster_map::{ClusterMap, MemberState};
 use dfs::types::{Attributes, FileKind, NodeId, Timestamp};
-use dfs::wire::message::StatusReport;
+use dfs::wire::message::{RepairReport, StatusReport};
 use dfs::wire::namespace::{Extent, Source, Space};
 
 /// A node that holds bytes, as `locate` and `ls --where` name it.
@@ -207,6 +207,7 @@ pub fn status_text(report: &StatusReport) -> String {
     out += &format!("health   {health}\n");
     let chunks = report.referenced_chunks;
     out += &format!("stored   {} in {chunks} chunks, each on {} nodes\n", size_text(report.referenced_bytes), report.replicas);
+    out += &format!("repair   {}\n", repair_text(&report.repair));
     let names = size_text(report.namespace_bytes);
     out += &format!("tree     {} inodes, {names}, {} sessions, applied {}\n", report.inodes, report.sessions.len(), report.applied);
     if !report.from_leader {
@@ -237,6 +238,28 @@ pub fn status_text(report: &StatusReport) -> String {
     out + "\n" + &table(&rows)
 }
 
+/// What repair has left to do, in one line.
+fn repair_text(repair: &RepairReport) -> String {
+    if !repair.known {
+        return "looking at all chunks".to_string();
+    }
+    let mut parts = Vec::new();
+    if repair.weak_chunks > 0 {
+        parts.push(format!("{} chunks lack copies of {}", repair.weak_chunks, size_text(repair.weak_bytes)));
+    }
+    if repair.lost_chunks > 0 {
+        parts.push(format!("no living node holds {} of them: dfs fsck lists the files", repair.lost_chunks));
+    }
+    if repair.misplaced_chunks > 0 {
+        parts.push(format!("{} chunks, {}, are to move", repair.misplaced_chunks, size_text(repair.misplaced_bytes)));
+    }
+    if parts.is_empty() {
+        return "nothing to do".to_string();
+    }
+    parts.extend(repair.seconds_left.map(|seconds| format!("about {seconds} s left")));
+    parts.join("; ")
+}
+
 /// `status --json`.
 pub fn status_json(report: &StatusReport) -> Value {
     let node = |node: &dfs::wire::message::MemberReport| {
@@ -248,6 +271,7 @@ pub fn status_json(report: &StatusReport) -> Value {
             "leader": node.leader,
             "stored": node.stored,
             "chunks": node.chunks,
+            "recorded": node.recorded,
             "memory": node.member.memory,
             "resident": node.resident,
             "silent_ms": node.silent_ms,
@@ -262,6 +286,15 @@ pub fn status_json(report: &StatusReport) -> Value {
         "from_leader": report.from_leader,
         "degraded": report.degraded,
         "replicas": report.replicas,
+        "repair": {
+            "known": report.repair.known,
+            "weak_chunks": report.repair.weak_chunks,
+            "weak_bytes": report.repair.weak_bytes,
+            "misplaced_chunks": report.repair.misplaced_chunks,
+            "misplaced_bytes": report.repair.misplaced_bytes,
+            "lost_chunks": report.repair.lost_chunks,
+            "seconds_left": report.repair.seconds_left,
+        },
         "referenced_bytes": report.referenced_bytes,
         "referenced_chunks": report.referenced_chunks,
         "namespace_bytes": report.namespace_bytes,

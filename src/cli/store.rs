@@ -255,6 +255,11 @@ impl Store {
         self.client.sync().map_err(|error| Failure::status("sync", error.status))
     }
 
+    /// Has a node's data moved elsewhere; returns when that has begun.
+    pub fn drain(&self, node: NodeId) -> Result<(), Status> {
+        self.client.drain(node).map_err(|error| error.status)
+    }
+
     /// Stops the whole cluster.
     pub fn shutdown(&self) -> Result<(), Failure> {
         self.client.shutdown().map_err(|error| Failure::status("shutdown", error.status))

@@ -16,7 +16,7 @@ use crate::link::{LinkAction, LinkEvent};
 use crate::net::clock;
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::{Address, Attributes, ByteRange, ClusterId, Cookie, FileKind, InodeId, Name, ROOT, SessionId};
+use crate::types::{Address, Attributes, ByteRange, ClusterId, Cookie, FileKind, InodeId, Name, NodeId, ROOT, SessionId};
 use crate::wire::message::StatusReport;
 use crate::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Replied, Space, WriteAt};
 
@@ -306,6 +306,12 @@ impl Client {
     /// Stops the whole cluster.
     pub fn shutdown(&self) -> Result<(), Error> {
         self.call(Call::Shutdown).map(|_| ()).map_err(|status| Error { status, context: "shutdown".into() })
+    }
+
+    /// Has what a node holds moved to others, after which it leaves by itself. Returns when that has begun. Errors: `NoSpace` if the
+    /// others have no room for it, `Degraded` if they would be too few, `NotMember`.
+    pub fn drain(&self, node: NodeId) -> Result<(), Error> {
+        self.call(Call::Drain(node)).map(|_| ()).map_err(|status| Error { status, context: "drain".into() })
     }
 
     /// Attributes of what is at the path. An empty path and `/` are the root.

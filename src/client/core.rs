@@ -322,6 +322,7 @@ impl Core {
                 let job = self.add_job(Some(token), deadline, Work::EndSession, false);
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
+            Call::Drain(node) => self.start_pass(now, token, Request::Drain { node }, Target::Leader, None),
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
             Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
         }

@@ -42,7 +42,7 @@ use crate::cluster_map::{ClusterMap, Member};
 use crate::limits;
 use crate::link::LinkAction;
 use crate::status::Status;
-use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, SessionId};
+use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, NodeId, SessionId};
 use crate::wire::message::StatusReport;
 use crate::wire::namespace::{AllocateMode, Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, Sought, WriteAt};
 
@@ -179,6 +179,8 @@ pub enum Call {
     EndSession,
     /// Stops the whole cluster.
     Shutdown,
+    /// Has a node's data moved to others; answered when that has begun.
+    Drain(NodeId),
     /// Takes, converts or gives up a lock. `WouldBlock` if it is not free; waits for it without a deadline if told to.
     Lock {
         ino: InodeId,

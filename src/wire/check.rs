@@ -86,6 +86,7 @@ fn request(request: &Request) -> Result<(), Status> {
         | Request::Renew { .. }
         | Request::EndSession
         | Request::Shutdown
+        | Request::Drain { .. }
         | Request::Put { .. }
         | Request::LinkChunk { .. }
         | Request::Suspect { .. }

@@ -67,6 +67,8 @@ pub enum Request {
     GiveUp { rights: Vec<(InodeId, Rights)> },
     /// Stop the whole cluster.
     Shutdown,
+    /// Move what that node holds to others; then it leaves. `NoSpace`: they have no room for it. `Degraded`: they would be too few.
+    Drain { node: NodeId },
 
     // --- bulk lane: clients and nodes to storage nodes
     /// Keep the payload under its hash for this upload. `epoch`: the map by which the sender chose this node.
@@ -295,6 +297,8 @@ pub struct MemberReport {
     /// Bytes of chunks stored, as last reported.
     pub stored: u64,
     pub chunks: u64,
+    /// Chunks that the namespace records on it.
+    pub recorded: u64,
     /// Resident memory of the process, bytes.
     pub resident: u64,
     /// Milliseconds since the leader last heard of it; `None` when unknown to the answering node.
@@ -321,6 +325,8 @@ pub struct StatusReport {
     pub referenced_chunks: u64,
     pub namespace_bytes: u64,
     pub replicas: u8,
+    /// Voters of the namespace by its configuration, the dead included.
+    pub voters: usize,
     pub repair: RepairReport,
 }
 

@@ -87,6 +87,8 @@ pub struct Expected {
     pub nodes: usize,
     /// Living holders of each referenced chunk, at least.
     pub copies: usize,
+    /// Nodes are so small that a chunk may fit on none.
+    pub tight: bool,
     /// Uploads of these may linger.
     pub dead_sessions: BTreeSet<SessionId>,
 }
@@ -140,7 +142,14 @@ fn unrest_of_chunks(leader: &Node, nodes: &[&Node], expected: &Expected) -> Opti
     let mut wanted: BTreeMap<NodeId, BTreeSet<(ChunkHash, Instance)>> = BTreeMap::new();
     for record in &records {
         let living: Vec<NodeId> = record.holders.iter().copied().filter(|holder| by_id.contains_key(holder)).collect();
-        if living.len() < expected.copies {
+        // A chunk is stored whole: among nodes as small as chunks there may be none that has room for one.
+        let fits = |id: &NodeId, node: &&Node| {
+            let usage = node.chunks().usage();
+            let taken = usage.charged + node.namespace().usage().namespace_bytes;
+            !living.contains(id) && taken + dfs::capacity::chunk_charge(u64::from(record.length)) <= usage.budget
+        };
+        let stuck = expected.tight && !living.is_empty() && !by_id.iter().any(|(id, node)| fits(id, node));
+        if living.len() < expected.copies && !stuck {
             let rooms: Vec<_> =
                 by_id.values().map(|node| (node.id(), node.chunks().usage(), node.namespace().usage().namespace_bytes)).collect();
             return Some(format!("{:?} ({}) has living holders {living:?} of {:?}; {rooms:?}", record.hash, record.length, record.holders));

@@ -495,6 +495,7 @@ impl Run {
         Expected {
             nodes: self.plan.nodes.len(),
             copies: limits::REPLICAS_DEFAULT as usize,
+            tight: self.plan.is_tight(),
             dead_sessions: if linger { self.killed_sessions.clone() } else { BTreeSet::new() },
         }
     }

@@ -1,4 +1,4 @@
-//! Going: at once, with the whole cluster, or after handing over leadership and the vote.
+//! Going: at once, with the whole cluster, or after handing over leadership, the vote and all data; of its own accord or drained.
 
 use bytes::Bytes;
 
@@ -11,13 +11,13 @@ use dfs::types::NodeId;
 use dfs::wire::message::{Body, Failure, Notice, Request, Response};
 
 use super::joining::Stage;
-use super::{Asker, Node, NodeOutput, Purpose};
+use super::{Asker, Node, NodeOutput, Purpose, Sabotage};
 use crate::namespace::Command;
 
 /// How far the leaving is.
 #[derive(Debug)]
 pub(super) enum Leaving {
-    /// Leadership and vote are being handed over.
+    /// Leadership, vote and data are being handed over.
     Handing { until: Time, next_try: Time, asking: bool },
     /// What was said last is given time to reach the others.
     Stopping { at: Time, reason: String },
@@ -39,10 +39,26 @@ impl Leaving {
 }
 
 impl Node {
-    /// Hands over leadership and vote where somebody can take them, then stops; at most half a minute later.
+    /// Hands over leadership, vote and data where somebody can take them, then stops; at most half a minute later.
     pub fn leave(&mut self, now: Time) {
         self.now = self.now.max(now);
         self.dirty = true;
+        self.begin_leaving(self.now + limits::LEAVE_TIME_MAX);
+    }
+
+    /// The cluster has been told to drain this node: it goes when everything else has gone, however long that takes.
+    fn heed_drain(&mut self) {
+        let drained = self.map.member(self.id).is_some_and(|member| member.state == MemberState::Leaving);
+        if drained && self.stage == Stage::Serving {
+            self.begin_leaving(Time::NEVER);
+        }
+    }
+
+    fn begin_leaving(&mut self, until: Time) {
+        if let Some(Leaving::Handing { until: present, .. }) = &mut self.leaving {
+            *present = until.min(*present);
+            return;
+        }
         if self.leaving.is_some() || self.stage == Stage::Stopped {
             return;
         }
@@ -50,7 +66,7 @@ impl Node {
             return self.stop_soon("stopped before it joined");
         }
         tracing::info!("leaving");
-        self.leaving = Some(Leaving::Handing { until: self.now + limits::LEAVE_TIME_MAX, next_try: self.now, asking: false });
+        self.leaving = Some(Leaving::Handing { until, next_try: self.now, asking: false });
     }
 
     /// Stops after a moment, in which the last words are sent.
@@ -63,6 +79,9 @@ impl Node {
 
     pub(super) fn pursue_leaving(&mut self) {
         let now = self.now;
+        if self.leaving.is_none() {
+            self.heed_drain();
+        }
         match &mut self.leaving {
             Some(Leaving::Stopping { at, reason }) if now >= *at => {
                 let reason = reason.clone();
@@ -70,7 +89,7 @@ impl Node {
                 self.stage = Stage::Stopped;
                 self.outputs.push_back(NodeOutput::Stopped { reason });
             }
-            Some(Leaving::Handing { until, .. }) if now >= *until => self.stop_soon("left without a successor"),
+            Some(Leaving::Handing { until, .. }) if now >= *until => self.leave_undone(),
             Some(Leaving::Handing { next_try, asking, .. }) if !*asking && now >= *next_try => {
                 *next_try = now + limits::JOIN_RETRY;
                 self.hand_over();
@@ -110,13 +129,66 @@ impl Node {
         }
     }
 
+    /// Time is up, and something is still here.
+    fn leave_undone(&mut self) {
+        let chunks = self.namespace.chunks_on(self.id);
+        if chunks > 0 {
+            tracing::warn!(
+                chunks,
+                "leaving before these chunks were copied elsewhere; the others make their copies from those that are left"
+            );
+        }
+        self.stop_soon("left without a successor");
+    }
+
     /// The leader has counted this node out.
     pub(super) fn on_left(&mut self) {
-        let chunks = self.chunks.usage().chunks;
+        let chunks = self.namespace.chunks_on(self.id);
         if chunks > 0 {
-            tracing::warn!(chunks, "these chunks have lost one copy");
+            tracing::warn!(chunks, "the others have no room for copies of these chunks");
         }
         self.stop_soon("left");
+    }
+
+    /// Somebody asks that a node be drained.
+    pub(super) fn on_drain(&mut self, asker: Asker, node: NodeId) {
+        if self.leads().is_none() {
+            return self.fail(asker, Status::NotLeader);
+        }
+        let Some(member) = self.map.member(node).filter(|member| member.state != MemberState::Dead).cloned() else {
+            return self.fail(asker, Status::NotMember);
+        };
+        if member.state == MemberState::Leaving {
+            return self.answer(asker, Ok(Response::Done), Bytes::new());
+        }
+        match self.refusal_without(node) {
+            Some(status) => self.fail(asker, status),
+            None => {
+                tracing::info!(%node, "draining");
+                _ = self.propose_for(asker, Command::SetMember(Member { state: MemberState::Leaving, ..member }));
+            }
+        }
+    }
+
+    /// Why the cluster cannot do without what that node lends, if so.
+    fn refusal_without(&self, node: NodeId) -> Option<Status> {
+        let mut map = self.namespace.map().clone();
+        map.members.retain(|member| member.id != node);
+        let stores = map.storage_nodes().count();
+        if stores < usize::from(map.replicas) && self.namespace.map().storage_nodes().count() > stores {
+            return Some(Status::Degraded);
+        }
+        let usage = self.namespace.usage();
+        let used = usage.charged_bytes + usage.namespace_bytes + usage.reserved_bytes;
+        (used > dfs::capacity::capacity(&map)).then_some(Status::NoSpace)
+    }
+
+    /// Whether what that node holds is on its way to others who have room for it.
+    fn is_moving_off(&self, node: NodeId) -> bool {
+        !self.sabotaged(Sabotage::DrainLeavesEarly)
+            && self.namespace.chunks_on(node) > 0
+            && self.namespace.map().storage_nodes().next().is_some()
+            && self.refusal_without(node) != Some(Status::NoSpace)
     }
 
     pub(super) fn on_leave_refused(&mut self, _failure: Failure) {
@@ -125,7 +197,7 @@ impl Node {
         }
     }
 
-    /// A member wants to go. It is marked first, so that its vote is given away; asked again after that, it is counted out.
+    /// A member wants to go. It is marked first, so that its vote and its data are given away; asked again after that, it is counted out.
     pub(super) fn on_leave(&mut self, asker: Asker, node: NodeId) {
         if self.leads().is_none() {
             return self.fail(asker, Status::NotLeader);
@@ -143,6 +215,9 @@ impl Node {
             other.state == MemberState::Live && group.caught_up(other.id) && !configuration.is_voter(other.id) && other.id != node
         });
         if configuration.is_voter(node) && (spare || configuration.voters.len() == 2) {
+            return self.fail(asker, Status::Busy);
+        }
+        if self.is_moving_off(node) {
             return self.fail(asker, Status::Busy);
         }
         self.propose_for(asker, Command::MarkDead { node });

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use dfs::cluster_map::MemberState;
 use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{NodeId, RequestNumber, SessionId, Term, Timestamp};
@@ -231,7 +232,7 @@ impl Node {
                 Response::Renewed { term, epoch, time: self.cluster_time(), era }
             }
             Command::Copied { .. } => Response::Copied { applied: self.namespace.applied() },
-            Command::SetMember(_) => Response::Joined { map: self.map.clone() },
+            Command::SetMember(member) if member.state == MemberState::Live => Response::Joined { map: self.map.clone() },
             _ => Response::Done,
         })
     }

@@ -146,6 +146,9 @@ impl Node {
     /// One copy: found here, or asked for.
     fn pursue_task(&mut self, task: Task) {
         let Task { hash, instance, length } = task;
+        if self.sabotaged(Sabotage::RepairForgetsGroup) && placement::group_of(&hash).0 % 4 == 1 {
+            return;
+        }
         // The log has gone on since the walk.
         let Some(held) = self.namespace.chunk_held(&hash).filter(|held| held.instance == instance) else { return };
         if self.repair.pulls.contains_key(&hash) || self.repair.announcements.holds(&(hash, instance)) {

@@ -26,6 +26,7 @@ impl Node {
             referenced_chunks: usage.referenced_chunks,
             namespace_bytes: usage.namespace_bytes,
             replicas: self.map.replicas,
+            voters: self.map.voters.len(),
             repair: self.repair_report(),
         }
     }
@@ -33,7 +34,9 @@ impl Node {
     fn member_report(&self, node: NodeId, leader: Option<NodeId>) -> MemberReport {
         let member = self.map.member(node).expect("asked about members only").clone();
         let voter = self.map.voters.binary_search(&node).is_ok();
-        let base = MemberReport { voter, leader: leader == Some(node), stored: 0, chunks: 0, resident: 0, silent_ms: None, member };
+        let recorded = self.namespace.chunks_on(node);
+        let base =
+            MemberReport { voter, leader: leader == Some(node), stored: 0, chunks: 0, recorded, resident: 0, silent_ms: None, member };
         if node == self.id {
             let usage = self.chunks.usage();
             return MemberReport { stored: usage.stored, chunks: usage.chunks, resident: self.resident, silent_ms: Some(0), ..base };

@@ -103,6 +103,7 @@ impl Node {
                 self.answer(asker, Ok(Response::Done), Bytes::new());
             }
             Request::Shutdown => self.on_shutdown(asker),
+            Request::Drain { node } => self.on_drain(asker, node),
             _ => self.fail(asker, Status::NotPermitted),
         }
     }

@@ -1,3 +1,5 @@
+//! The budget and the announcements of repair.
+
 use std::time::Duration;
 
 use dfs::limits::{COMMAND_VISITS_MAX, REPAIR_ANNOUNCE_AFTER, REPAIR_ANNOUNCED_MAX, REPAIR_CLIENT_QUIET, REPAIR_RATE_BUSY};
