@@ -245,6 +245,15 @@ pub const REPAIR_ANNOUNCED_MAX: usize = 1 << 14;
 pub const REPAIR_FULL_FOR: Duration = Duration::from_secs(5);
 /// Over this long the pace of repair is measured.
 pub const REPAIR_PACE_INTERVAL: Duration = Duration::from_millis(500);
+/// Bytes that a node hashes again per second to find copies that have gone bad: about 1 % of the thread at 2 to 3 GB/s, which is what BLAKE3
+/// does on one processor of today.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 24 << 20;
+/// What looking at one chunk costs besides hashing, in bytes of hashing: a turn of the node.
+pub const SCRUB_CHUNK_BYTES: u64 = 32 << 10;
+/// The scrubber wakes an idle node at most this often, and then works as long as it may for that time.
+pub const SCRUB_INTERVAL: Duration = Duration::from_millis(250);
+/// A small store is walked through slower: once in this time.
+pub const SCRUB_CYCLE_MIN: Duration = Duration::from_secs(60);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 /// Largest run of log entries in one Raft message, and largest single entry.
@@ -446,4 +455,5 @@ const _: () = assert!(BEHIND_WRITE_BYTES_MAX >= 4 * CHUNK_BYTES_MAX && BEHIND_PA
 const _: () =
     assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES + 3 * GROUP_HASH_BYTES);
 const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);
+const _: () = assert!(SCRUB_BYTES_PER_SECOND * SCRUB_INTERVAL.as_millis() as u64 / 1000 >= CHUNK_BYTES_MAX as u64);
 const _: () = assert!(REAP_GRACE.as_millis() < BEHIND_RETRY.as_millis());

@@ -301,6 +301,7 @@ impl Node {
             .min(joining)
             .min(self.next_report())
             .min(self.next_repair())
+            .min(self.chunks.next_scrub())
             .min(self.transfers.next_deadline())
     }
 
@@ -431,6 +432,7 @@ impl Node {
             self.answer_reads();
             self.pursue_gate();
             self.pursue_transfers();
+            self.scrub();
             self.report_storage();
             self.pursue_repair();
             self.drain_group();
@@ -544,10 +546,10 @@ impl Node {
     fn on_response(&mut self, purpose: Purpose, from: NodeId, response: Response, payload: Bytes) {
         match (purpose, response) {
             (Purpose::Join, Response::Joined { map }) => self.on_joined(&map),
-            (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, full, .. }) => {
+            (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, full, scrubbed, .. }) => {
                 let own = self.map.epoch;
                 if let Some(leading) = &mut self.leading {
-                    leading.on_pong(self.now, node, leader::Load { stored, chunks, resident, full });
+                    leading.on_pong(self.now, node, leader::Load { stored, chunks, resident, full, scrubbed });
                     if epoch < own {
                         self.tell(node, Notice::Map(self.map.clone()), Bytes::new());
                     }

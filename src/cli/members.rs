@@ -125,7 +125,8 @@ mod tests {
     fn member(id: u64) -> MemberReport {
         let address = Address::Tcp { host: "h".into(), port: id as u16 };
         let member = Member { id: NodeId(id), address, memory: 1 << 30, zone: String::new(), state: MemberState::Live };
-        MemberReport { member, voter: true, leader: id == 1, stored: 1, chunks: 1, recorded: 1, resident: 0, silent_ms: Some(5) }
+        let (leader, scrubbed, silent_ms) = (id == 1, Default::default(), Some(5));
+        MemberReport { member, voter: true, leader, stored: 1, chunks: 1, recorded: 1, resident: 0, scrubbed, silent_ms }
     }
 
     fn report() -> StatusReport {

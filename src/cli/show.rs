@@ -213,7 +213,7 @@ pub fn status_text(report: &StatusReport) -> String {
     if !report.from_leader {
         out += &format!("note     this is the view of node {}, which does not lead; numbers may be incomplete\n", report.node);
     }
-    let head = ["ADDRESS", "NODE", "STATE", "ROLE", "STORED", "CHUNKS", "MEMORY", "RESIDENT", "SILENT"];
+    let head = ["ADDRESS", "NODE", "STATE", "ROLE", "STORED", "CHUNKS", "MEMORY", "RESIDENT", "SCRUBBED", "CORRUPT", "SILENT"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
     for node in &report.members {
         let role = if node.leader {
@@ -232,6 +232,8 @@ pub fn status_text(report: &StatusReport) -> String {
             node.chunks.to_string(),
             size_text(node.member.memory),
             size_text(node.resident),
+            size_text(node.scrubbed.bytes),
+            node.scrubbed.corrupt.to_string(),
             node.silent_ms.map_or("-".to_string(), |millis| format!("{millis}ms")),
         ]);
     }
@@ -274,6 +276,10 @@ pub fn status_json(report: &StatusReport) -> Value {
             "recorded": node.recorded,
             "memory": node.member.memory,
             "resident": node.resident,
+            "scrubbed_chunks": node.scrubbed.chunks,
+            "scrubbed_bytes": node.scrubbed.bytes,
+            "scrub_cycles": node.scrubbed.cycles,
+            "corrupt": node.scrubbed.corrupt,
             "silent_ms": node.silent_ms,
         })
     };

@@ -175,6 +175,7 @@ pub enum Response {
         resident: u64,
         /// It has no room for more chunks.
         full: bool,
+        scrubbed: Scrubbed,
     },
     /// The log is applied up to there, with what was announced.
     Copied {
@@ -288,6 +289,18 @@ pub struct RaftMessage {
     pub echo: Time,
 }
 
+/// What a node has done since its start to find copies that went bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// Chunks that were hashed again, and their bytes; each counts as often as it was.
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Times that the walk has passed all chunks.
+    pub cycles: u64,
+    /// Copies that did not match their hash and were dropped, whoever found them.
+    pub corrupt: u64,
+}
+
 /// How a node sees one member.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemberReport {
@@ -301,6 +314,7 @@ pub struct MemberReport {
     pub recorded: u64,
     /// Resident memory of the process, bytes.
     pub resident: u64,
+    pub scrubbed: Scrubbed,
     /// Milliseconds since the leader last heard of it; `None` when unknown to the answering node.
     pub silent_ms: Option<u64>,
 }

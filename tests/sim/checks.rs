@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs::cluster_map::ClusterMap;
-use dfs::types::{ChunkHash, Epoch, Instance, NodeId, SessionId, Term};
+use dfs::types::{ByteRange, ChunkHash, Epoch, Instance, NodeId, SessionId, Term};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
@@ -133,6 +133,18 @@ pub fn unrest(world: &World, expected: &Expected) -> Option<String> {
         return Some(format!("voters are {voters:?} of {ids:?}"));
     }
     unrest_of_chunks(leader, &nodes, expected)
+}
+
+/// A copy that does not match its hash, although the scrubber had the time to find it.
+pub fn bad_copy(world: &World) -> Option<String> {
+    world.nodes().find_map(|(_, node)| {
+        let mut hashes: Vec<ChunkHash> = node.chunks().uploads().map(|(hash, _)| hash).collect();
+        hashes.dedup();
+        hashes.into_iter().find_map(|hash| {
+            let part = node.chunks().get(&hash, ByteRange { offset: 0, length: u64::MAX }).ok()?;
+            (ChunkHash::of(&part.bytes) != hash).then(|| format!("{} holds a bad copy of {hash:?}", node.id()))
+        })
+    })
 }
 
 /// Referenced bytes are where the namespace says, and nothing else is anywhere.

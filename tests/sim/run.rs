@@ -11,7 +11,7 @@ use dfs::types::{Address, InodeId, NodeId, ROOT, SessionId};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
-use super::checks::{Checks, Expected, is_whole, unrest};
+use super::checks::{Checks, Expected, bad_copy, is_whole, unrest};
 use super::network::{Host, Pid};
 use super::plan::{DEPOSED_FOR, Fault, LEADER, Plan};
 use super::workload::{Ground, REGISTERS, Stats, Workload, create};
@@ -564,6 +564,11 @@ impl Run {
             // Sooner or later dead sessions are given up, too.
             let patience = limits::SESSION_COURTESY.as_nanos() as u64 + 150 * SECOND;
             self.run_until(patience, "forgetting dead sessions", |run| unrest(&run.world, &run.expected(false)));
+        }
+        if self.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Corrupt { .. })) {
+            let patience = limits::SCRUB_CYCLE_MIN.as_nanos() as u64 * 2;
+            self.run_until(patience, "finding bad copies", |run| bad_copy(&run.world));
+            self.run_until(30 * SECOND, "coming to rest", |run| unrest(&run.world, &run.expected(true)));
         }
         self.checks.check_all_invariants(&self.world);
         let dead = &self.checks.dead;

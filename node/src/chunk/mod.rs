@@ -1,6 +1,8 @@
-//! Chunks that this node holds in RAM, the uploads that keep them alive, and when to ask the namespace about those.
+//! Chunks that this node holds in RAM, the uploads that keep them alive, when to ask the namespace about those, and when to look whether
+//! the bytes are still good.
 
 mod audit;
+mod scrub;
 mod store;
 
 pub use store::{ChunkStore, InstanceCheck, Part, Usage};

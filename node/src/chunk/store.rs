@@ -4,6 +4,7 @@
 //! a deletion or a verdict, bytes die with their last instance. Refuses bytes that do not match their hash, and growth beyond the budget.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use dfs::chunk_tree::{GroupHashes, widen};
@@ -11,9 +12,10 @@ use dfs::limits::{CHUNK_BYTES_MAX, CHUNK_OVERHEAD_BYTES, INSTANCE_OVERHEAD_BYTES
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ByteRange, ChunkHash, Instance};
-use dfs::wire::message::Verdict;
+use dfs::wire::message::{Scrubbed, Verdict};
 
 use super::audit::Audit;
+use super::scrub::{self, Scrub};
 
 /// Whether a deletion looks for other uploads of the same bytes. `Skipped` is a planted bug for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct ChunkStore {
     chunks: BTreeMap<ChunkHash, Chunk>,
     /// Which uploads to ask the namespace about, and when.
     audit: Audit,
+    /// When to hash which chunk again.
+    scrub: Scrub,
     /// Copies that were bad or are gone, until the leader has acknowledged to know.
     lost: BTreeSet<(ChunkHash, Instance)>,
     usage: Usage,
@@ -83,7 +87,8 @@ impl Chunk {
 impl ChunkStore {
     /// An empty store that charges at most `budget` bytes.
     pub fn new(budget: u64) -> Self {
-        ChunkStore { chunks: BTreeMap::new(), audit: Audit::new(), lost: BTreeSet::new(), usage: Usage { budget, ..Usage::default() } }
+        let usage = Usage { budget, ..Usage::default() };
+        ChunkStore { chunks: BTreeMap::new(), audit: Audit::new(), scrub: Scrub::new(), lost: BTreeSet::new(), usage }
     }
 
     /// Keeps the bytes under their hash for this upload. Idempotent. Errors: `Corrupt`, `Full`, `InvalidArgument` for a length that
@@ -191,6 +196,7 @@ impl ChunkStore {
             return false;
         }
         let Some(chunk) = self.drop_chunk(hash) else { return false };
+        self.scrub.found_corrupt();
         for instance in chunk.instances {
             // Beyond the bound the reader's next attempt finds the copy missing, which is as good, only later.
             if self.lost.len() < LOST_REPORTS_MAX {
@@ -198,6 +204,35 @@ impl ChunkStore {
             }
         }
         true
+    }
+
+    /// Hashes the next chunk again, if one is due: at most one per call. Gives the hash of a bad copy, which is dropped and listed as lost.
+    pub fn scrub(&mut self, now: Time) -> Option<ChunkHash> {
+        let position = self.scrub.position(now, self.usage.chunks)?;
+        let from = position.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut next = self.chunks.range((from, Bound::Unbounded)).next();
+        if next.is_none() {
+            self.scrub.wrap();
+            next = self.chunks.first_key_value();
+        }
+        let (hash, length) = next.map(|(hash, chunk)| (*hash, chunk.bytes.len() as u64))?;
+        self.scrub.visited(now, hash, length, scrub::cost(self.usage.chunks, self.usage.stored));
+        self.suspect(&hash).then_some(hash)
+    }
+
+    /// When [`Self::scrub`] next has something to do.
+    pub fn next_scrub(&self) -> Time {
+        self.scrub.next(self.usage.chunks)
+    }
+
+    /// What was hashed again so far, and how many copies were bad.
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.scrub.done()
+    }
+
+    /// Hash all chunks again as fast as turns allow.
+    pub fn scrub_all(&mut self) {
+        self.scrub.hasten(self.usage.chunks);
     }
 
     /// Copies to report as lost, at most `max`; the same ones until acknowledged.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dfs::chunk_tree::verify;
-use dfs::limits::{AUDIT_CYCLE, AUDIT_CYCLE_HASTY, AUDIT_FIRST_AFTER, AUDIT_RETRY_AFTER};
+use dfs::limits::{AUDIT_CYCLE, AUDIT_CYCLE_HASTY, AUDIT_FIRST_AFTER, AUDIT_RETRY_AFTER, SCRUB_CYCLE_MIN};
 use dfs::random::Random;
 use dfs::types::SessionId;
 
@@ -226,4 +226,31 @@ fn random_work_keeps_the_invariants() {
             store.check_invariants();
         }
     }
+}
+
+#[test]
+fn the_scrubber_drops_a_bad_copy_and_lists_it_as_lost() {
+    let mut store = ChunkStore::new(1 << 24);
+    assert_eq!(store.next_scrub(), Time::NEVER);
+    let hashes: Vec<ChunkHash> = (0..50)
+        .map(|seed| {
+            let (hash, bytes) = chunk(seed, 1000 + seed as usize);
+            store.put(at(0), hash, instance(seed), bytes).unwrap();
+            hash
+        })
+        .collect();
+    assert!(store.corrupt_for_test(&hashes[17], 4321));
+    let (mut now, mut found) = (at(1), Vec::new());
+    while store.scrubbed().cycles == 0 {
+        now = now.max(store.next_scrub());
+        found.extend(store.scrub(now));
+        assert!(now <= at(1) + SCRUB_CYCLE_MIN + Duration::from_secs(1), "the cycle takes too long");
+    }
+    assert_eq!(found, [hashes[17]]);
+    assert_eq!(store.lost(10), [(hashes[17], instance(17))]);
+    assert_eq!(store.scrubbed().corrupt, 1);
+    assert!(!store.contains(&hashes[17]) && store.usage().chunks == 49);
+    store.check_invariants();
+    hashes.iter().enumerate().for_each(|(seed, hash)| _ = store.delete(hash, instance(seed as u64), KEPT));
+    assert_eq!(store.next_scrub(), Time::NEVER, "an empty store wakes nobody");
 }

@@ -9,7 +9,7 @@ use dfs::cluster_map::MemberState;
 use dfs::limits;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, SessionId, Term, Timestamp};
-use dfs::wire::message::Request;
+use dfs::wire::message::{Request, Scrubbed};
 
 use super::gate::Gate;
 use super::holds::Holds;
@@ -27,6 +27,7 @@ pub(super) struct Load {
     pub chunks: u64,
     pub resident: u64,
     pub full: bool,
+    pub scrubbed: Scrubbed,
 }
 
 /// What the leader knows of one member.

@@ -2,9 +2,9 @@
 
 use dfs::cluster_map::MemberState;
 use dfs::types::NodeId;
-use dfs::wire::message::{MemberReport, StatusReport};
+use dfs::wire::message::{MemberReport, Scrubbed, StatusReport};
 
-use super::Node;
+use super::{Node, leader};
 
 impl Node {
     pub(super) fn report(&self) -> StatusReport {
@@ -34,12 +34,13 @@ impl Node {
     fn member_report(&self, node: NodeId, leader: Option<NodeId>) -> MemberReport {
         let member = self.map.member(node).expect("asked about members only").clone();
         let voter = self.map.voters.binary_search(&node).is_ok();
-        let recorded = self.namespace.chunks_on(node);
-        let base =
-            MemberReport { voter, leader: leader == Some(node), stored: 0, chunks: 0, recorded, resident: 0, silent_ms: None, member };
+        let (leads, recorded, scrubbed) = (leader == Some(node), self.namespace.chunks_on(node), Scrubbed::default());
+        let (stored, chunks, resident) = (0, 0, 0);
+        let base = MemberReport { voter, leader: leads, stored, chunks, recorded, resident, scrubbed, silent_ms: None, member };
         if node == self.id {
             let usage = self.chunks.usage();
-            return MemberReport { stored: usage.stored, chunks: usage.chunks, resident: self.resident, silent_ms: Some(0), ..base };
+            let (stored, chunks, scrubbed) = (usage.stored, usage.chunks, self.chunks.scrubbed());
+            return MemberReport { stored, chunks, resident: self.resident, scrubbed, silent_ms: Some(0), ..base };
         }
         if base.member.state == MemberState::Dead {
             return base;
@@ -47,8 +48,8 @@ impl Node {
         match self.leading.as_ref().and_then(|leading| leading.contact(node)) {
             Some(contact) => {
                 let silent = self.now.since(contact.heard).as_millis() as u64;
-                let load = contact.load;
-                MemberReport { stored: load.stored, chunks: load.chunks, resident: load.resident, silent_ms: Some(silent), ..base }
+                let leader::Load { stored, chunks, resident, scrubbed, .. } = contact.load;
+                MemberReport { stored, chunks, resident, scrubbed, silent_ms: Some(silent), ..base }
             }
             None => base,
         }

@@ -127,8 +127,8 @@ impl Node {
                 }
                 let usage = self.chunks.usage();
                 let (stored, chunks, memory) = (usage.stored, usage.chunks, self.config.memory);
-                let full = self.is_full();
-                let pong = Response::Pong { sent, epoch: self.map.epoch, stored, chunks, memory, resident: self.resident, full };
+                let (epoch, resident, full, scrubbed) = (self.map.epoch, self.resident, self.is_full(), self.chunks.scrubbed());
+                let pong = Response::Pong { sent, epoch, stored, chunks, memory, resident, full, scrubbed };
                 self.answer(asker, Ok(pong), Bytes::new());
             }
             Request::Delete { items } => {

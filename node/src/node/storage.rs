@@ -1,4 +1,4 @@
-//! What a storage node tells the leader about its chunks: audits of uploads, and copies that are lost.
+//! What a storage node tells the leader about its chunks: audits of uploads, and copies that are lost. The scrubber finds some of those.
 
 use dfs::limits;
 use dfs::time::Time;
@@ -102,6 +102,13 @@ impl Node {
             } else {
                 self.chunks.delete(hash, *instance, check);
             }
+        }
+    }
+
+    /// Hashes the next chunk again if it is due: one per turn, so that nobody waits longer than that takes.
+    pub(super) fn scrub(&mut self) {
+        if let Some(hash) = self.chunks.scrub(self.now) {
+            tracing::warn!(%hash, "the scrubber dropped a copy that did not match its hash");
         }
     }
 
