@@ -533,7 +533,7 @@ fn a_corrupt_copy_is_passed_over_and_made_again() {
     let bad = holders[0];
     let pid = cluster.pid_of(bad);
     let node = cluster.run.world.processes.get_mut(&pid).and_then(|process| process.as_node_mut()).expect("a node");
-    assert!(node.chunks_mut().corrupt_for_test(&hash, 12345));
+    assert!(node.chunks_mut().flip_bit(&hash, 12345));
     // Readers choose among the holders; some ask the bad one.
     for turn in 0.. {
         let reader = cluster.client();

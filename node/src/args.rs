@@ -52,6 +52,9 @@ pub struct Args {
     /// Listen beyond loopback without a secret: whoever reaches the port can read and write everything
     #[arg(long)]
     pub insecure: bool,
+    /// Let clients flip bits of chunks here (`dfs debug`), to see what the cluster does about it
+    #[arg(long, hide = true)]
+    pub debug_faults: bool,
     /// What to log to stderr: error, warn, info, debug, trace, or a filter as in RUST_LOG
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log: String,
@@ -75,13 +78,15 @@ pub struct Options {
     pub zone: String,
     /// Bytes per second of bulk traffic.
     pub rate: Option<u64>,
+    /// Whether clients may flip bits of chunks.
+    pub debug_faults: bool,
 }
 
 impl Options {
     /// A node on a free loopback port, for embedding and tests.
     pub fn loopback(start: Start, memory: u64) -> Self {
         let listen = Address::Tcp { host: "127.0.0.1".into(), port: 0 };
-        Options { listen, advertise: None, start, memory, zone: String::new(), rate: None }
+        Options { listen, advertise: None, start, memory, zone: String::new(), rate: None, debug_faults: false }
     }
 }
 
@@ -117,6 +122,7 @@ impl Args {
             memory,
             zone: String::new(),
             rate: self.rate.map(|size| size.0).filter(|&rate| rate > 0),
+            debug_faults: self.debug_faults,
         })
     }
 

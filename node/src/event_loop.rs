@@ -98,7 +98,11 @@ pub fn serve(options: &Options, stop: &Stop, ready: impl FnOnce(&Address, Cluste
         sabotage: None,
     };
     let seed = draw_seed().map_err(|error| format!("cannot read /dev/urandom: {error}"))?;
-    let node = Node::new(config, clock::now(), clock::wall(), seed);
+    let mut node = Node::new(config, clock::now(), clock::wall(), seed);
+    if options.debug_faults {
+        tracing::warn!("clients may flip bits here: --debug-faults");
+        node.permit_faults();
+    }
     tracing::info!(%listen, node = %node.id(), memory = options.memory, "listening");
     run(net, node, stop, |cluster, node| ready(&listen, cluster, node))
 }

@@ -193,6 +193,8 @@ pub struct Node {
     /// The leader last followed.
     followed: Option<NodeId>,
     resident: u64,
+    /// Whether clients may flip bits here.
+    faults_permitted: bool,
     dirty: bool,
     outputs: VecDeque<NodeOutput>,
 }
@@ -236,6 +238,7 @@ impl Node {
             leader_heard: now,
             followed: None,
             resident: 0,
+            faults_permitted: false,
             dirty: true,
             outputs: VecDeque::new(),
         };
@@ -316,6 +319,11 @@ impl Node {
     /// Resident memory of the process, for `dfs status`; told by the driver now and then.
     pub fn set_resident(&mut self, bytes: u64) {
         self.resident = bytes;
+    }
+
+    /// From now on clients may harm this node by debug requests. For tests of whole programs.
+    pub fn permit_faults(&mut self) {
+        self.faults_permitted = true;
     }
 
     /// This incarnation. Changes when the node is declared dead and comes back.

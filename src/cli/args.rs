@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use dfs::args::{self, LogFormat};
-use dfs::types::Address;
+use dfs::types::{Address, ChunkHash};
 
 /// Work with a dfs cluster: store, fetch, look, stop.
 #[derive(Debug, Parser)]
@@ -119,6 +119,34 @@ pub enum Command {
     Keygen { file: PathBuf },
     /// Work interactively (not yet)
     Shell,
+    /// Harm a cluster whose nodes were started with --debug-faults, to see what it does about it
+    #[command(hide = true)]
+    Debug {
+        #[command(subcommand)]
+        action: Debug,
+    },
+}
+
+/// What `dfs debug` does.
+#[derive(Debug, Subcommand)]
+pub enum Debug {
+    /// Flip a bit of one copy of a chunk
+    Flip {
+        /// The chunk, as `dfs locate` shows it
+        hash: ChunkHash,
+        /// Which bit
+        #[arg(long, default_value_t = 0)]
+        bit: u64,
+        /// Incarnation or address of the node [default: the first that holds the chunk]
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Hash every chunk again now, instead of in the course of time
+    Scrub {
+        /// Incarnation or address of the node [default: all nodes]
+        #[arg(long)]
+        node: Option<String>,
+    },
 }
 
 impl Command {
@@ -158,7 +186,7 @@ mod tests {
     #[test]
     fn the_whole_contract_parses() {
         let lines = "put a /b|put - /b|get /a -|cat /a|ls|ls /|ls --where /|mkdir /d|rm /a|rm -r /a|mv /a /b|stat /a|locate /a|df|status|sync|\
-                     umount d|shutdown|top|fsck|drain n|can-stop n|recover|keygen f|shell";
+                     umount d|shutdown|top|fsck|drain n|can-stop n|recover|keygen f|shell|debug scrub --node n";
         for line in lines.split('|') {
             assert!(parse(&format!("dfs {line}")).is_ok(), "{line}");
             assert!(parse(&format!("dfs --nodes unix:/x,[::1]:7 --json {line} --op-timeout 500ms --log info")).is_ok(), "{line}");

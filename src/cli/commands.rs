@@ -9,6 +9,7 @@ use dfs::status::Status;
 use dfs::types::{Attributes, FileKind, InodeId};
 
 use crate::args::{Cli, Command};
+use crate::debug;
 use crate::failure::Failure;
 use crate::members;
 use crate::show::{self, Entry, Holder};
@@ -50,6 +51,7 @@ fn with_store(cli: &Cli, store: &Store) -> Result<(), Failure> {
             print_either(json, || show::space_json(&space), || show::space_text(&space))
         }
         Command::Sync => store.sync(),
+        Command::Debug { action } => print(debug::run(store, action)?.as_bytes()),
         Command::Shutdown => store.shutdown(),
         Command::Drain { node } => members::drain(store, node),
         Command::CanStop { node } => members::can_stop(store, node),

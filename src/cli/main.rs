@@ -4,6 +4,7 @@
 
 mod args;
 mod commands;
+mod debug;
 mod failure;
 mod members;
 mod show;

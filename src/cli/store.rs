@@ -12,7 +12,7 @@ use dfs::cluster_map::ClusterMap;
 use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Name, NodeId};
-use dfs::wire::message::StatusReport;
+use dfs::wire::message::{DebugAction, StatusReport};
 use dfs::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Source, Space};
 
 use crate::args::Global;
@@ -243,6 +243,11 @@ impl Store {
     /// The leader's view of the cluster, or any node's while there is no leader.
     pub fn report(&self) -> Result<StatusReport, Error> {
         self.client.status().map(|report| *report)
+    }
+
+    /// Harms or hurries one node.
+    pub fn debug(&self, node: NodeId, action: DebugAction) -> Result<(), Status> {
+        self.client.debug(node, action)
     }
 
     /// Size and free space.

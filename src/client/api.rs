@@ -17,7 +17,7 @@ use crate::net::clock;
 use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, Cookie, FileKind, InodeId, Name, NodeId, ROOT, SessionId};
-use crate::wire::message::StatusReport;
+use crate::wire::message::{DebugAction, StatusReport};
 use crate::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Replied, Space, WriteAt};
 
 use super::driver::{self, Handle, Machine};
@@ -286,6 +286,11 @@ impl Client {
             Ok(_) => Err(Error { status: Status::Malformed, context: "status".into() }),
             Err(status) => Err(Error { status, context: "status".into() }),
         }
+    }
+
+    /// Flips a bit of a chunk on that node, or has it hash all its chunks again; `NotPermitted` unless it was started with `--debug-faults`.
+    pub fn debug(&self, node: NodeId, action: DebugAction) -> Result<(), Status> {
+        self.call(Call::Debug { node, action }).map(drop)
     }
 
     /// Capacity and free space after replication.

@@ -323,6 +323,7 @@ impl Core {
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
             Call::Drain(node) => self.start_pass(now, token, Request::Drain { node }, Target::Leader, None),
+            Call::Debug { node, action } => self.start_pass_to(now, token, Request::Debug(action), node),
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
             Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
         }

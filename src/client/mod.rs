@@ -43,7 +43,7 @@ use crate::limits;
 use crate::link::LinkAction;
 use crate::status::Status;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, NodeId, SessionId};
-use crate::wire::message::StatusReport;
+use crate::wire::message::{DebugAction, StatusReport};
 use crate::wire::namespace::{AllocateMode, Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, Sought, WriteAt};
 
 pub use self::api::{Client, Error, Options};
@@ -169,6 +169,11 @@ pub enum Call {
     Map,
     /// The report of the leader if it can be reached, else of any node; or of the node at that address.
     Status(Option<Address>),
+    /// Harms or hurries a node that was started to bear it.
+    Debug {
+        node: NodeId,
+        action: DebugAction,
+    },
     /// Answered when every change submitted before is safe, bytes written behind included.
     Flush,
     /// Answered when every change of that inode submitted before is safe.

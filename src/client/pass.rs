@@ -2,7 +2,7 @@
 
 use crate::status::Status;
 use crate::time::Time;
-use crate::types::InodeId;
+use crate::types::{InodeId, NodeId};
 use crate::wire::message::{Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
@@ -16,6 +16,14 @@ impl Core {
         let deadline = now + self.config.op_timeout;
         let job = self.add_job(Some(token), deadline, Work::Pass { held }, false);
         self.ask(now, request, target, Owner::Job(job), self.config.op_timeout);
+    }
+
+    /// As [`Core::start_pass`], to a certain node. `Unavailable` if the map does not name it.
+    pub(super) fn start_pass_to(&mut self, now: Time, token: u64, request: Request, node: NodeId) {
+        match self.peer(node) {
+            Some(peer) => self.start_pass(now, token, request, Target::Node(peer), None),
+            None => self.output(Output::Done { token, result: Err(Status::Unavailable) }),
+        }
     }
 
     pub(super) fn start_op(&mut self, now: Time, token: u64, op: Op) {

@@ -91,7 +91,8 @@ fn request(request: &Request) -> Result<(), Status> {
         | Request::LinkChunk { .. }
         | Request::Suspect { .. }
         | Request::Identify
-        | Request::Leave => Ok(()),
+        | Request::Leave
+        | Request::Debug(_) => Ok(()),
     }
 }
 

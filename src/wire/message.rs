@@ -97,6 +97,19 @@ pub enum Request {
     Copied { items: Vec<(ChunkHash, Instance)> },
     /// Node to leader: I am leaving, replace me.
     Leave,
+
+    // --- clients to any node
+    /// Harm the node, or hurry it; `NotPermitted` unless it was started to bear that.
+    Debug(DebugAction),
+}
+
+/// What is done to a node to see whether it copes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DebugAction {
+    /// Flip that bit of the copy of a chunk, counted modulo its bits. `UnknownChunk` if the node has none.
+    Flip { hash: ChunkHash, bit: u64 },
+    /// Hash every chunk again now.
+    Scrub,
 }
 
 impl Request {

@@ -400,7 +400,7 @@ impl Run {
         let hashes: Vec<_> = node.chunks().uploads().map(|(hash, _)| hash).collect();
         for _ in 0..count.min(hashes.len() as u64) {
             let hash = hashes[random.below(hashes.len() as u64) as usize];
-            node.chunks_mut().corrupt_for_test(&hash, random.next() as usize);
+            node.chunks_mut().flip_bit(&hash, random.next());
         }
     }
 

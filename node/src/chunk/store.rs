@@ -303,11 +303,11 @@ impl ChunkStore {
         self.chunks.iter().flat_map(|(hash, chunk)| chunk.instances.iter().map(|instance| (*hash, *instance)))
     }
 
-    /// Flips one bit of a chunk, as bad memory would. Tells whether the chunk is here.
-    pub fn corrupt_for_test(&mut self, hash: &ChunkHash, bit: usize) -> bool {
+    /// Flips one bit of a chunk, as bad memory would; for tests, and for `dfs debug flip`. Tells whether the chunk is here.
+    pub fn flip_bit(&mut self, hash: &ChunkHash, bit: u64) -> bool {
         let Some(chunk) = self.chunks.get_mut(hash) else { return false };
         let mut bytes = chunk.bytes.to_vec();
-        let at = bit / 8 % bytes.len();
+        let at = (bit / 8 % bytes.len() as u64) as usize;
         bytes[at] ^= 1 << (bit % 8);
         chunk.bytes = Bytes::from(bytes);
         true

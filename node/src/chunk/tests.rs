@@ -53,7 +53,7 @@ fn wrong_bytes_are_refused_and_good_ones_replace_bad_ones() {
     assert_eq!(store.put(at(0), hash, instance(1), Bytes::new()), Err(Status::InvalidArgument));
     store.put(at(0), hash, instance(1), bytes.clone()).unwrap();
     assert_eq!(store.put(at(0), hash, instance(2), other), Err(Status::Corrupt));
-    assert!(store.corrupt_for_test(&hash, 12345));
+    assert!(store.flip_bit(&hash, 12345));
     store.put(at(0), hash, instance(2), bytes.clone()).unwrap();
     assert!(!store.suspect(&hash), "the good upload replaced the bad copy");
     assert_eq!(store.get(&hash, ByteRange { offset: 0, length: 40_000 }).unwrap().bytes, bytes);
@@ -66,7 +66,7 @@ fn a_bad_copy_is_dropped_and_reported_until_acknowledged() {
     let (hash, bytes) = chunk(1, 5000);
     store.put(at(0), hash, instance(1), bytes.clone()).unwrap();
     assert!(!store.suspect(&hash) && !store.suspect(&ChunkHash([0; 32])));
-    store.corrupt_for_test(&hash, 9);
+    store.flip_bit(&hash, 9);
     assert!(store.suspect(&hash));
     assert!(!store.contains(&hash));
     assert_eq!(store.lost(10), vec![(hash, instance(1))]);
@@ -74,7 +74,7 @@ fn a_bad_copy_is_dropped_and_reported_until_acknowledged() {
     store.acknowledge_lost(&[(hash, instance(1))]);
     assert!(store.lost(10).is_empty());
     store.put(at(0), hash, instance(2), bytes.clone()).unwrap();
-    store.corrupt_for_test(&hash, 9);
+    store.flip_bit(&hash, 9);
     store.suspect(&hash);
     store.put(at(0), hash, instance(3), bytes).unwrap();
     assert!(store.lost(10).is_empty(), "what is here again is not lost");
@@ -207,7 +207,7 @@ fn random_work_keeps_the_invariants() {
                 2 => _ = store.link(now, *hash, upload),
                 3 => _ = store.delete(hash, upload, KEPT),
                 4 => store.refile(hash, upload, instance(random.below(20))),
-                5 => _ = store.corrupt_for_test(hash, random.next() as usize),
+                5 => _ = store.flip_bit(hash, random.next()),
                 6 => _ = store.suspect(hash),
                 7 => store.restart_audit(now),
                 _ => {
@@ -239,7 +239,7 @@ fn the_scrubber_drops_a_bad_copy_and_lists_it_as_lost() {
             hash
         })
         .collect();
-    assert!(store.corrupt_for_test(&hashes[17], 4321));
+    assert!(store.flip_bit(&hashes[17], 4321));
     let (mut now, mut found) = (at(1), Vec::new());
     while store.scrubbed().cycles == 0 {
         now = now.max(store.next_scrub());

@@ -1,12 +1,15 @@
 //! What a storage node tells the leader about its chunks: audits of uploads, and copies that are lost. The scrubber finds some of those.
 
+use bytes::Bytes;
+
 use dfs::limits;
+use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, Instance, NodeId};
-use dfs::wire::message::{Request, Verdict};
+use dfs::wire::message::{DebugAction, Request, Response, Verdict};
 
 use super::joining::Stage;
-use super::{Node, Purpose};
+use super::{Asker, Node, Purpose};
 use crate::namespace::Command;
 
 /// One report of each kind is under way at a time.
@@ -110,6 +113,23 @@ impl Node {
         if let Some(hash) = self.chunks.scrub(self.now) {
             tracing::warn!(%hash, "the scrubber dropped a copy that did not match its hash");
         }
+    }
+
+    /// Somebody wants to see what the cluster does about a fault.
+    pub(super) fn on_debug(&mut self, asker: Asker, action: DebugAction) {
+        if !self.faults_permitted {
+            return self.fail(asker, Status::NotPermitted);
+        }
+        match action {
+            DebugAction::Flip { hash, bit } => {
+                if !self.chunks.flip_bit(&hash, bit) {
+                    return self.fail(asker, Status::UnknownChunk);
+                }
+                tracing::warn!(%hash, bit, "flipped a bit as told");
+            }
+            DebugAction::Scrub => self.chunks.scrub_all(),
+        }
+        self.answer(asker, Ok(Response::Done), Bytes::new());
     }
 
     fn report_lost(&mut self, leader: NodeId) {
