@@ -7,6 +7,7 @@ pub mod capacity;
 pub mod chunk_tree;
 pub mod client;
 pub mod cluster_map;
+pub mod fsck;
 pub mod limits;
 pub mod link;
 pub mod links;

@@ -254,6 +254,18 @@ pub const SCRUB_CHUNK_BYTES: u64 = 32 << 10;
 pub const SCRUB_INTERVAL: Duration = Duration::from_millis(250);
 /// A small store is walked through slower: once in this time.
 pub const SCRUB_CYCLE_MIN: Duration = Duration::from_secs(60);
+/// Flaws that `dfs fsck` lists, and copies, chunks, uploads and files of each kind that it keeps in mind.
+pub const FSCK_FLAWS_MAX: usize = 1000;
+pub const FSCK_ITEMS_MAX: usize = 1 << 20;
+/// Chunks of which a node notes that references to them came or went, for a check that is under way; where there are more, what was
+/// open is counted again.
+pub const FSCK_TOUCHED_MAX: usize = 1 << 16;
+/// Walks over all tables before it gives up on what keeps changing.
+pub const FSCK_WALKS_MAX: u32 = 6;
+/// Uploads that nobody will name for a moment are no finding: what is deleted waits for readers on their way.
+pub const FSCK_GARBAGE_AFTER: Duration = Duration::from_millis(1000);
+/// It looks this often whether what is being repaired gets on.
+pub const FSCK_LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Voters wanted once there are as many nodes.
 pub const VOTERS: usize = 3;
 /// Largest run of log entries in one Raft message, and largest single entry.
@@ -456,4 +468,5 @@ const _: () =
     assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES + 3 * GROUP_HASH_BYTES);
 const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);
 const _: () = assert!(SCRUB_BYTES_PER_SECOND * SCRUB_INTERVAL.as_millis() as u64 / 1000 >= CHUNK_BYTES_MAX as u64);
+const _: () = assert!(FSCK_GARBAGE_AFTER.as_millis() > DELETE_GRACE.as_millis() + DELETE_RETRY.as_millis());
 const _: () = assert!(REAP_GRACE.as_millis() < BEHIND_RETRY.as_millis());

@@ -6,6 +6,7 @@
 
 mod admission;
 mod claims;
+mod fsck;
 mod gate;
 mod holds;
 mod joining;

@@ -25,7 +25,7 @@ pub struct Global {
     /// Nodes to begin with; the cluster map tells the rest
     #[arg(long, global = true, value_name = "ADDR,...", env = "DFS_NODES", value_delimiter = ',', default_value = args::DEFAULT_ADDRESS)]
     pub nodes: Vec<Address>,
-    /// Answer in JSON (ls, locate, df, status)
+    /// Answer in JSON (ls, locate, df, status, fsck)
     #[arg(long, global = true)]
     pub json: bool,
     /// Give up on an operation after this long without progress
@@ -101,7 +101,7 @@ pub enum Command {
     Shutdown,
     /// Watch nodes and traffic (not yet)
     Top,
-    /// Check all chunks and the tree (not yet)
+    /// Check the tree and all copies, and repair what can be; lists the files that are lost
     Fsck,
     /// Move a node's data and vote elsewhere; returns when it has left
     Drain {
@@ -141,6 +141,14 @@ pub enum Debug {
         #[arg(long)]
         node: Option<String>,
     },
+    /// Forget one copy of a chunk without a word
+    Drop {
+        /// The chunk, as `dfs locate` shows it
+        hash: ChunkHash,
+        /// Incarnation or address of the node [default: the first that holds the chunk]
+        #[arg(long)]
+        node: Option<String>,
+    },
     /// Hash every chunk again now, instead of in the course of time
     Scrub {
         /// Incarnation or address of the node [default: all nodes]
@@ -154,7 +162,6 @@ impl Command {
     pub fn not_yet(&self) -> Option<&'static str> {
         match self {
             Command::Top => Some("top"),
-            Command::Fsck => Some("fsck"),
             Command::Recover => Some("recover"),
             Command::Keygen { .. } => Some("keygen"),
             Command::Shell => Some("shell"),
@@ -164,7 +171,7 @@ impl Command {
 
     /// Whether `--json` means something for it.
     pub fn speaks_json(&self) -> bool {
-        matches!(self, Command::Ls { .. } | Command::Locate { .. } | Command::Df | Command::Status)
+        matches!(self, Command::Ls { .. } | Command::Locate { .. } | Command::Df | Command::Status | Command::Fsck)
     }
 }
 

@@ -11,6 +11,7 @@ use dfs::types::{Attributes, FileKind, InodeId};
 use crate::args::{Cli, Command};
 use crate::debug;
 use crate::failure::Failure;
+use crate::fsck;
 use crate::members;
 use crate::show::{self, Entry, Holder};
 use crate::store::{self, Store, TreePath};
@@ -49,6 +50,15 @@ fn with_store(cli: &Cli, store: &Store) -> Result<(), Failure> {
         Command::Df => {
             let space = store.space()?;
             print_either(json, || show::space_json(&space), || show::space_text(&space))
+        }
+        Command::Fsck => {
+            let report = store.fsck(cli.global.op_timeout)?;
+            if json {
+                print(format!("{}\n", fsck::json(&report)).as_bytes())?
+            } else {
+                print(&fsck::text(&report))?
+            }
+            fsck::verdict(&report)
         }
         Command::Sync => store.sync(),
         Command::Debug { action } => print(debug::run(store, action)?.as_bytes()),

@@ -2,6 +2,7 @@
 
 use dfs::cluster_map::{ClusterMap, Member};
 use dfs::status::Status;
+use dfs::types::ChunkHash;
 use dfs::wire::message::DebugAction;
 
 use crate::args::Debug;
@@ -13,16 +14,10 @@ pub fn run(store: &Store, action: &Debug) -> Result<String, Failure> {
     let map = store.map()?;
     match action {
         Debug::Flip { hash, bit, node } => {
-            for member in chosen(&map, node.as_deref())? {
-                match store.debug(member.id, DebugAction::Flip { hash: *hash, bit: *bit }) {
-                    Ok(()) => return Ok(format!("flipped bit {bit} of {hash} on {}@{}\n", member.id, member.address)),
-                    Err(Status::UnknownChunk) => {}
-                    Err(status) => return Err(refused(member, status)),
-                }
-            }
-            let place = node.as_deref().map_or("no node holds that chunk".to_string(), |node| format!("{node} does not hold that chunk"));
-            Err(Failure::new(format!("{hash}: {place}; `dfs locate PATH` shows chunks and holders")))
+            let action = DebugAction::Flip { hash: *hash, bit: *bit };
+            harm_one(store, &map, (hash, action), node.as_deref(), &format!("flipped bit {bit} of"))
         }
+        Debug::Drop { hash, node } => harm_one(store, &map, (hash, DebugAction::Drop { hash: *hash }), node.as_deref(), "dropped"),
         Debug::Scrub { node } => {
             let mut said = String::new();
             for member in chosen(&map, node.as_deref())? {
@@ -32,6 +27,25 @@ pub fn run(store: &Store, action: &Debug) -> Result<String, Failure> {
             Ok(said)
         }
     }
+}
+
+/// Harms the copy of the first of the nodes that has one.
+fn harm_one(
+    store: &Store,
+    map: &ClusterMap,
+    (hash, action): (&ChunkHash, DebugAction),
+    node: Option<&str>,
+    done: &str,
+) -> Result<String, Failure> {
+    for member in chosen(map, node)? {
+        match store.debug(member.id, action) {
+            Ok(()) => return Ok(format!("{done} {hash} on {}@{}\n", member.id, member.address)),
+            Err(Status::UnknownChunk) => {}
+            Err(status) => return Err(refused(member, status)),
+        }
+    }
+    let place = node.map_or("no node holds that chunk".to_string(), |node| format!("{node} does not hold that chunk"));
+    Err(Failure::new(format!("{hash}: {place}; `dfs locate PATH` shows chunks and holders")))
 }
 
 /// The living members that are meant: all, or the one of that incarnation or address.

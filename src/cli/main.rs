@@ -6,6 +6,7 @@ mod args;
 mod commands;
 mod debug;
 mod failure;
+mod fsck;
 mod members;
 mod show;
 mod store;
@@ -45,7 +46,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         return Err(Failure::new("not yet: --secret-file (DFS_SECRET_FILE) is not built; run without it on a network you trust"));
     }
     if cli.global.json && !cli.command.speaks_json() {
-        return Err(Failure::Usage("--json goes with ls, locate, df and status".to_string()));
+        return Err(Failure::Usage("--json goes with ls, locate, df, status and fsck".to_string()));
     }
     dfs::args::init_logging(&cli.global.log, cli.global.log_format, cli.global.log_file.as_deref()).map_err(Failure::new)?;
     commands::run(cli)

@@ -82,7 +82,7 @@ pub fn listing_json(entries: &[Entry]) -> Value {
 }
 
 /// A name is any bytes; JSON is UTF-8. What does not fit is shown with replacement characters, and exactly as `<key>_hex`.
-fn put_name(value: &mut Value, key: &str, name: &[u8]) {
+pub fn put_name(value: &mut Value, key: &str, name: &[u8]) {
     value[key] = String::from_utf8_lossy(name).into();
     if std::str::from_utf8(name).is_err() {
         value[format!("{key}_hex")] = name.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use dfs::client::{Call, Client, Error, Options, Reply};
 use dfs::cluster_map::ClusterMap;
 use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Name, NodeId};
+use dfs::wire::fsck::{Check, Checked};
 use dfs::wire::message::{DebugAction, StatusReport};
 use dfs::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Source, Space};
 
@@ -245,6 +247,11 @@ impl Store {
         self.client.status().map(|report| *report)
     }
 
+    /// Checks the whole cluster. What is being repaired is waited for, and `patience` beyond.
+    pub fn fsck(&self, patience: Duration) -> Result<dfs::fsck::Report, Failure> {
+        dfs::fsck::run(&mut Checking(&self.client), patience).map_err(|status| Failure::status("fsck", status))
+    }
+
     /// Harms or hurries one node.
     pub fn debug(&self, node: NodeId, action: DebugAction) -> Result<(), Status> {
         self.client.debug(node, action)
@@ -268,6 +275,27 @@ impl Store {
     /// Stops the whole cluster.
     pub fn shutdown(&self) -> Result<(), Failure> {
         self.client.shutdown().map_err(|error| Failure::status("shutdown", error.status))
+    }
+}
+
+/// A check by way of a client.
+struct Checking<'a>(&'a Client);
+
+impl dfs::fsck::Probe for Checking<'_> {
+    fn map(&mut self) -> Result<ClusterMap, Status> {
+        match self.0.call(Call::Map)? {
+            Reply::Map(map) => Ok(map),
+            _ => Err(Status::Malformed),
+        }
+    }
+
+    fn check(&mut self, node: Option<NodeId>, check: Check) -> Result<Checked, Status> {
+        self.0.check(node, check)
+    }
+
+    #[allow(clippy::disallowed_methods)] // The command waits with its user.
+    fn pause(&mut self, length: Duration) {
+        std::thread::sleep(length);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::net::clock;
 use crate::status::Status;
 use crate::time::Time;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, Cookie, FileKind, InodeId, Name, NodeId, ROOT, SessionId};
+use crate::wire::fsck::{Check, Checked};
 use crate::wire::message::{DebugAction, StatusReport};
 use crate::wire::namespace::{Answer, DirectoryEntry, NewKind, Op, Query, RenameMode, Replied, Space, WriteAt};
 
@@ -285,6 +286,14 @@ impl Client {
             Ok(Reply::Status(report)) => Ok(report),
             Ok(_) => Err(Error { status: Status::Malformed, context: "status".into() }),
             Err(status) => Err(Error { status, context: "status".into() }),
+        }
+    }
+
+    /// The next slice of a check, by the leader or by the node that is meant. [`crate::fsck::run`] makes a whole of them.
+    pub fn check(&self, node: Option<NodeId>, check: Check) -> Result<Checked, Status> {
+        match self.call(Call::Check { node, check })? {
+            Reply::Checked(checked) => Ok(checked),
+            _ => Err(Status::Malformed),
         }
     }
 

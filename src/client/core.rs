@@ -323,6 +323,8 @@ impl Core {
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
             Call::Drain(node) => self.start_pass(now, token, Request::Drain { node }, Target::Leader, None),
+            Call::Check { node: None, check } => self.start_pass(now, token, Request::Check(check), Target::Leader, None),
+            Call::Check { node: Some(node), check } => self.start_pass_to(now, token, Request::Check(check), node),
             Call::Debug { node, action } => self.start_pass_to(now, token, Request::Debug(action), node),
             Call::Shutdown => self.start_pass(now, token, Request::Shutdown, Target::Leader, None),
             Call::Lock { ino, lock } => self.start_lock(now, token, ino, lock),
@@ -730,6 +732,7 @@ pub(super) fn reply_of(response: Response) -> Result<Reply, Status> {
         Response::Done => Reply::Done,
         Response::Map(Some(map)) => Reply::Map(map),
         Response::Status(report) => Reply::Status(report),
+        Response::Checked(checked) => Reply::Checked(checked),
         Response::Replied { replied, .. } => Reply::Replied(replied),
         Response::Answered { answer: Answer::Absent, .. } => return Err(Status::NotFound),
         Response::Answered { answer, .. } => Reply::Answer(answer),

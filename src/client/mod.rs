@@ -43,6 +43,7 @@ use crate::limits;
 use crate::link::LinkAction;
 use crate::status::Status;
 use crate::types::{Address, Attributes, ByteRange, ClusterId, InodeId, Name, NodeId, SessionId};
+use crate::wire::fsck::{Check, Checked};
 use crate::wire::message::{DebugAction, StatusReport};
 use crate::wire::namespace::{AllocateMode, Answer, ChunkPlace, Extent, Op, Query, Replied, SetLock, Sought, WriteAt};
 
@@ -169,6 +170,11 @@ pub enum Call {
     Map,
     /// The report of the leader if it can be reached, else of any node; or of the node at that address.
     Status(Option<Address>),
+    /// The next slice of a check, by the leader or by the node that is meant.
+    Check {
+        node: Option<NodeId>,
+        check: Check,
+    },
     /// Harms or hurries a node that was started to bear it.
     Debug {
         node: NodeId,
@@ -202,6 +208,7 @@ pub enum Reply {
     Located(Located),
     Map(ClusterMap),
     Status(Box<StatusReport>),
+    Checked(Checked),
     Done,
 }
 

@@ -7,6 +7,7 @@ use crate::cluster_map::{ClusterMap, Member};
 use crate::limits;
 use crate::status::Status;
 use crate::types::{Address, ByteRange, InodeId, Name, Rights, Timestamp};
+use crate::wire::fsck::{Check, Checked, Position};
 use crate::wire::message::{Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
 use crate::xattr::XattrName;
@@ -79,6 +80,7 @@ fn request(request: &Request) -> Result<(), Status> {
         }
         Request::Ping { full, .. } => require(full.len() <= limits::NODES_MAX),
         Request::GiveUp { rights } => self::rights(rights),
+        Request::Check(check) => self::check(check),
         Request::Map { .. }
         | Request::Status
         | Request::OpenSession { .. }
@@ -145,8 +147,43 @@ fn response(response: &Response) -> Result<(), Status> {
             require(*total as usize <= limits::CHUNK_BYTES_MAX && range.end() <= u64::from(*total) && proof.len() <= PROOF_HASHES_MAX)
         }
         Response::Identity { address, .. } => self::address(address),
+        Response::Checked(checked) => self::checked(checked),
         Response::Audited { verdicts } => require(verdicts.len() <= limits::UPLOADS_LIST_MAX),
         Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } | Response::Copied { .. } => Ok(()),
+    }
+}
+
+fn check(check: &Check) -> Result<(), Status> {
+    let most = limits::COMMAND_VISITS_MAX;
+    match check {
+        Check::Tables { after: Some(Position::Entry(_, name) | Position::Xattr(_, name)) } => require(name.len() <= limits::NAME_BYTES_MAX),
+        Check::Tables { .. } | Check::Dark { .. } | Check::Missing { .. } | Check::Unnamed { .. } | Check::Audit => Ok(()),
+        Check::Stamps { inos } => require(inos.len() <= most),
+        Check::Weak { hashes } | Check::Untouched { hashes, .. } => require(hashes.len() <= most),
+        Check::Names { after, wanted } => {
+            require(wanted.len() <= most)?;
+            after.iter().try_for_each(|(_, name)| self::name(name))
+        }
+        Check::Ascribed { items, .. } | Check::NoteLost { items } | Check::StillUnnamed { items } => require(items.len() <= most),
+    }
+}
+
+/// How many records an answer speaks of is bounded by its frame; who adds them up bounds the sum.
+fn checked(checked: &Checked) -> Result<(), Status> {
+    match checked {
+        Checked::Names { names, next } => {
+            names.iter().try_for_each(|found| name(&found.name))?;
+            next.iter().try_for_each(|(_, name)| self::name(name))
+        }
+        Checked::Tables(_)
+        | Checked::Stamps(_)
+        | Checked::Untouched(_)
+        | Checked::Weak { .. }
+        | Checked::Dark { .. }
+        | Checked::Items(_)
+        | Checked::Missing { .. }
+        | Checked::Unnamed { .. }
+        | Checked::Done => Ok(()),
     }
 }
 

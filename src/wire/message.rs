@@ -14,6 +14,7 @@ use crate::time::Time;
 use crate::types::{
     Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, Rights, SessionId, Term, Timestamp,
 };
+use crate::wire::fsck::{Check, Checked};
 use crate::wire::namespace::{Answer, Op, Query, Replied};
 
 /// What a frame carries besides its payload.
@@ -101,6 +102,8 @@ pub enum Request {
     // --- clients to any node
     /// Harm the node, or hurry it; `NotPermitted` unless it was started to bear that.
     Debug(DebugAction),
+    /// Check the next slice of something.
+    Check(Check),
 }
 
 /// What is done to a node to see whether it copes.
@@ -110,6 +113,8 @@ pub enum DebugAction {
     Flip { hash: ChunkHash, bit: u64 },
     /// Hash every chunk again now.
     Scrub,
+    /// Forget the copy of a chunk and tell nobody, as a fault of the program would. `UnknownChunk` if the node has none.
+    Drop { hash: ChunkHash },
 }
 
 impl Request {
@@ -197,6 +202,7 @@ pub enum Response {
     Audited {
         verdicts: Vec<Verdict>,
     },
+    Checked(Checked),
 }
 
 /// Rights that the session has from this answer on, in addition to those it has already. A client that knows a higher term discards it.

@@ -3,6 +3,7 @@
 pub mod check;
 pub mod codec;
 pub mod frame;
+pub mod fsck;
 pub mod handshake;
 pub mod message;
 pub mod namespace;

@@ -298,6 +298,26 @@ impl ChunkStore {
         self.usage
     }
 
+    /// Takes note that the chunk is not here though the namespace says so: it is listed as lost, if it really is not. Tells whether.
+    pub fn note_missing(&mut self, hash: &ChunkHash, instance: Instance) -> bool {
+        if self.contains(hash) {
+            return false;
+        }
+        if self.lost.len() < LOST_REPORTS_MAX {
+            self.lost.insert((*hash, instance));
+        }
+        true
+    }
+
+    /// The uploads behind that one, in order.
+    pub fn uploads_after(&self, after: Option<(ChunkHash, Instance)>) -> impl Iterator<Item = (ChunkHash, Instance)> {
+        let from = after.map_or(Bound::Unbounded, |(hash, _)| Bound::Included(hash));
+        self.chunks.range((from, Bound::Unbounded)).flat_map(move |(hash, chunk)| {
+            let behind = after.filter(|(first, _)| first == hash).map_or(Bound::Unbounded, |(_, instance)| Bound::Excluded(instance));
+            chunk.instances.range((behind, Bound::Unbounded)).map(|instance| (*hash, *instance))
+        })
+    }
+
     /// Every upload of every chunk, in order.
     pub fn uploads(&self) -> impl Iterator<Item = (ChunkHash, Instance)> {
         self.chunks.iter().flat_map(|(hash, chunk)| chunk.instances.iter().map(|instance| (*hash, *instance)))
@@ -311,6 +331,11 @@ impl ChunkStore {
         bytes[at] ^= 1 << (bit % 8);
         chunk.bytes = Bytes::from(bytes);
         true
+    }
+
+    /// Forgets a chunk without a word, as a fault of the program would; for `dfs debug drop`. Tells whether the chunk was here.
+    pub fn forget(&mut self, hash: &ChunkHash) -> bool {
+        self.drop_chunk(hash).is_some()
     }
 
     /// Asserts what must always hold.

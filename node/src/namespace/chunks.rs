@@ -162,6 +162,8 @@ impl Namespace {
     /// Applies what an operation adds to and takes from the references; claims have been checked.
     pub(super) fn apply_references(&mut self, references: References, claims: &Claims) {
         for (hash, change) in references {
+            // Also of changes that come to nothing: the reference may lie elsewhere now.
+            self.touched.note(hash, self.header.applied);
             let claim = claims.get(&hash);
             let old = self.store.chunk(&hash);
             if change == 0 && (claim.is_none() || old.is_none()) {

@@ -12,6 +12,7 @@ mod content;
 mod digest;
 mod directory;
 mod extents;
+mod fsck;
 mod holders;
 mod inode;
 mod invariants;
@@ -79,6 +80,8 @@ pub struct Namespace {
     store: Store,
     effects: Vec<Effect>,
     outgoing: Option<snapshot::Outgoing>,
+    /// Notes for a check that is under way.
+    touched: fsck::Touched,
     /// Derived from the map: what chunks may be charged for in all.
     capacity: u64,
     /// Derived from the map: who should hold what.
@@ -107,7 +110,8 @@ impl Namespace {
     fn of_header(header: Header) -> Self {
         let capacity = dfs::capacity::capacity(&header.map);
         let placement = PlacementTable::new();
-        Namespace { header, store: Store::default(), effects: Vec::new(), outgoing: None, capacity, placement, copied_bytes: 0 }
+        let (store, touched) = (Store::default(), fsck::Touched::default());
+        Namespace { header, store, effects: Vec::new(), outgoing: None, touched, capacity, placement, copied_bytes: 0 }
     }
 
     /// Applies the entry at `index`, which must be beyond all applied before.

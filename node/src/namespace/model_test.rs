@@ -12,6 +12,7 @@ use dfs::types::{ByteRange, ChunkHash, FileKind, InodeId, Instance, Name, NodeId
 use dfs::wire::namespace::*;
 use dfs::xattr::{CAPABILITY, XattrCondition, XattrFlags, XattrName};
 
+mod fsck;
 mod rights;
 
 use super::tests::World;

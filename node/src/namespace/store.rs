@@ -121,7 +121,7 @@ pub(super) struct Store {
 }
 
 impl Record {
-    fn digest(&self, key: &Key) -> u64 {
+    pub fn digest(&self, key: &Key) -> u64 {
         match (key, self) {
             (Key::Inode(ino), Record::Inode(inode)) => inode.digest(*ino),
             (Key::Entry(directory, name), Record::Entry(entry)) => {
@@ -156,7 +156,7 @@ impl Record {
         }
     }
 
-    fn usage(&self, key: &Key) -> Usage {
+    pub fn usage(&self, key: &Key) -> Usage {
         let mut usage = Usage { namespace_bytes: self.weight(key), ..Usage::default() };
         match self {
             Record::Inode(_) => usage.inodes = 1,
@@ -423,6 +423,21 @@ impl Store {
         self.chunks.iter().map(|(hash, chunk)| (*hash, chunk))
     }
 
+    /// Slots of all files, behind that one.
+    pub fn slots_after(&self, after: Option<(InodeId, u64)>) -> impl Iterator<Item = (InodeId, u64, &Slot)> {
+        self.slots.range((after.map_or(Unbounded, Excluded), Unbounded)).map(|((ino, index), slot)| (*ino, *index, &**slot))
+    }
+
+    /// Names in all directories, behind that one, by name.
+    pub fn entries_behind(&self, after: Option<(InodeId, NameBytes)>) -> impl Iterator<Item = (InodeId, &NameBytes, Entry)> {
+        self.entries.range((after.map_or(Unbounded, Excluded), Unbounded)).map(|((directory, name), entry)| (*directory, name, *entry))
+    }
+
+    /// Whether the lists of orphans and of cuts say of the inode what it says itself.
+    pub fn is_indexed(&self, ino: InodeId, inode: &Inode) -> bool {
+        self.orphans.contains(&ino) == (inode.links == 0) && self.cuts.contains(&ino) == inode.has_cuts()
+    }
+
     pub fn session(&self, id: SessionId) -> Option<&Session> {
         self.sessions.get(&id)
     }
@@ -508,7 +523,7 @@ impl Store {
     }
 
     /// The first record with a greater key, tables in the order of [`Key`].
-    fn first_after(&self, key: Option<&Key>) -> Option<(Key, Record)> {
+    pub fn first_after(&self, key: Option<&Key>) -> Option<(Key, Record)> {
         fn next<K: Ord, R>(table: &BTreeMap<K, R>, after: Option<K>) -> Option<(&K, &R)> {
             match after {
                 None => table.first_key_value(),
@@ -613,6 +628,12 @@ impl Store {
             .chain(self.writers.iter().map(writer_row))
             .chain(self.locks.iter().map(locks_row))
             .chain(self.xattrs.iter().map(xattr_row))
+    }
+
+    /// Breaks what the door keeps.
+    #[cfg(test)]
+    pub fn skew_for_test(&mut self) {
+        self.usage.charged_bytes += 1;
     }
 
     /// What the door keeps equals what the records say.

@@ -9,6 +9,7 @@ use dfs::wire::namespace::*;
 
 use super::*;
 
+mod fsck;
 mod space;
 
 const SESSION: SessionId = SessionId(7);

@@ -9,6 +9,7 @@ use dfs::locks::LockOwner;
 use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId};
+use dfs::wire::fsck::Check;
 use dfs::wire::message::Response;
 use dfs::wire::namespace::{Answer, Query, Space};
 
@@ -20,6 +21,7 @@ pub(super) enum Read {
     Query { session: SessionId, query: Query },
     Renew { session: SessionId, answered_below: RequestNumber, uploads_from: u64 },
     Audit { node: NodeId, items: Vec<(ChunkHash, Instance)> },
+    Check(Check),
 }
 
 #[derive(Debug)]
@@ -98,6 +100,7 @@ impl Node {
                 let era = self.renew(session, answered_below, uploads_from, received).ok_or(Status::SessionGone)?;
                 Ok(Response::Renewed { term, epoch, time: self.cluster_time(), era })
             }
+            Read::Check(check) => self.namespace.check(&check).map(Response::Checked),
             Read::Audit { node, items } => Ok(Response::Audited { verdicts: self.namespace.verdicts(node, &items) }),
         }
     }

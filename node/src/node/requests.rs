@@ -54,6 +54,7 @@ impl Node {
             Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
             Request::Debug(action) => self.on_debug(asker, action),
+            Request::Check(check) => self.on_check(asker, check),
             request if request.lane() == Lane::Control => self.on_session_request(asker, session, request),
             Request::Put { instance, .. } | Request::LinkChunk { instance, .. } if instance.session != session => {
                 self.fail(asker, Status::InvalidArgument);

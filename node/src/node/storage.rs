@@ -127,6 +127,12 @@ impl Node {
                 }
                 tracing::warn!(%hash, bit, "flipped a bit as told");
             }
+            DebugAction::Drop { hash } => {
+                if !self.chunks.forget(&hash) {
+                    return self.fail(asker, Status::UnknownChunk);
+                }
+                tracing::warn!(%hash, "forgot a copy as told");
+            }
             DebugAction::Scrub => self.chunks.scrub_all(),
         }
         self.answer(asker, Ok(Response::Done), Bytes::new());
