@@ -10,12 +10,17 @@ use dfs::net::Net;
 use dfs::status::Status;
 use dfs::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, SessionId};
 use dfs::wire::codec;
-use dfs::wire::message::{Body, Notice, Request, Response};
+use dfs::wire::fsck::{Check, Checked, Flaw, Position, Rule, TablesSlice};
+use dfs::wire::message::{Body, DebugAction, Notice, Request, Response};
 use dfs::wire::namespace::{Op, Patch, Query, Source, WriteAt};
 
 const CLUSTER: ClusterId = ClusterId(0xabcdef);
 const SERVER: u64 = 11;
 const CLIENT: u64 = 22;
+/// Numbers of late variants, as they travel.
+const DEBUG: &str = "17000000";
+const CHECK: &str = "18000000";
+const CHECKED: &str = "0d000000";
 
 fn hello(sender: u64, lane: Lane) -> Hello {
     Hello { cluster: CLUSTER, role: Role::Node, sender, lane, expect: None }
@@ -369,6 +374,43 @@ fn messages_keep_their_bytes() {
         encode(&Body::Request(namespace.clone())),
         "00000000050000000700000000000000060000000000000005000000000000000600000002000000000000000100000000000000010000000300000000000000\
          01000000030000000000000078797a00000000000000000100"
+    );
+    let hash = ChunkHash([0xab; 32]);
+    let item = (hash, Instance { session: SessionId(3), counter: 4 });
+    let (hash_hex, item_hex) = ("ab".repeat(32), "ab".repeat(32) + "0300000000000000" + "0400000000000000");
+    let request = |request| encode(&Body::Request(request));
+    assert_eq!(request(Request::Debug(DebugAction::Flip { hash, bit: 5 })), format!("00000000{}00000000{hash_hex}0500000000000000", DEBUG));
+    assert_eq!(request(Request::Debug(DebugAction::Scrub)), format!("00000000{DEBUG}01000000"));
+    assert_eq!(request(Request::Debug(DebugAction::Drop { hash })), format!("00000000{DEBUG}02000000{hash_hex}"));
+    let after = Some(Position::Entry(InodeId(1), b"ab".to_vec()));
+    assert_eq!(
+        request(Request::Check(Check::Tables { after })),
+        format!("00000000{CHECK}000000000101000000010000000000000002000000000000006162")
+    );
+    assert_eq!(
+        request(Request::Check(Check::Missing { applied: 9, after: Some(hash) })),
+        format!("00000000{CHECK}07000000090000000000000001{hash_hex}")
+    );
+    assert_eq!(
+        request(Request::Check(Check::NoteLost { items: vec![item] })),
+        format!("00000000{CHECK}080000000100000000000000{item_hex}")
+    );
+    assert_eq!(
+        encode(&Body::Response(Ok(Response::Checked(Checked::Unnamed { visited: 3, pending: 1, unnamed: vec![item], next: None })))),
+        format!("0100000000000000{CHECKED}08000000030000000000000001000000000000000100000000000000{item_hex}00")
+    );
+    let slice = TablesSlice {
+        applied: 7,
+        flaws: vec![Flaw { at: Position::Inode(InodeId(2)), rule: Rule::CutsAreOrdered }],
+        ..TablesSlice::default()
+    };
+    assert_eq!(
+        encode(&Body::Response(Ok(Response::Checked(Checked::Tables(Box::new(slice)))))),
+        format!(
+            "0100000000000000{CHECKED}000000000700000000000000{}010000000000000000000000020000000000000008000000{}",
+            "0".repeat(64),
+            "0".repeat(322)
+        )
     );
     let hello = codec::encode(&hello(CLIENT, Lane::Bulk), 4096).unwrap();
     assert_eq!(hex(hello), "efcdab0000000000000000000000000000000000160000000000000001000000".to_string() + "00");

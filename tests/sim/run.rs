@@ -3,11 +3,15 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use dfs::client::{Call, Event as ClientEvent, Reply};
+use dfs::cluster_map::ClusterMap;
+use dfs::fsck;
 use dfs::limits;
 use dfs::status::Status;
 use dfs::types::{Address, InodeId, NodeId, ROOT, SessionId};
+use dfs::wire::fsck::{Check, Checked};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
@@ -585,6 +589,14 @@ impl Run {
         }
         workload.check_histories();
         self.workload = Some(workload);
+        self.fsck(reader);
+    }
+
+    /// A check of everything finds nothing wrong.
+    fn fsck(&mut self, client: Pid) {
+        let report = fsck::run(&mut Probing { run: self, client }, Duration::from_secs(20)).expect("the leader answers");
+        assert!(report.is_clean() && report.moving == 0, "fsck is not clean: {report:?}");
+        assert!(report.missing == 0, "fsck: copies are not where they should be: {report:?}");
     }
 
     pub fn whole(&mut self) -> Report {
@@ -601,6 +613,32 @@ impl Run {
             declared_dead: self.checks.dead.len(),
             worn_out: self.worn_out,
         }
+    }
+}
+
+/// A check by way of a client of the simulation.
+struct Probing<'a> {
+    run: &'a mut Run,
+    client: Pid,
+}
+
+impl fsck::Probe for Probing<'_> {
+    fn map(&mut self) -> Result<ClusterMap, Status> {
+        match self.run.call(self.client, Call::Map)? {
+            Reply::Map(map) => Ok(map),
+            other => panic!("the map was asked for, and {other:?} answered"),
+        }
+    }
+
+    fn check(&mut self, node: Option<NodeId>, check: Check) -> Result<Checked, Status> {
+        match self.run.call(self.client, Call::Check { node, check })? {
+            Reply::Checked(checked) => Ok(checked),
+            other => panic!("a check was asked for, and {other:?} answered"),
+        }
+    }
+
+    fn pause(&mut self, length: Duration) {
+        self.run.run_for(length.as_nanos() as u64);
     }
 }
 
