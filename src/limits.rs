@@ -60,6 +60,8 @@ pub const WRITE_PATCHES_MAX: usize = 64;
 pub const SESSION_WINDOW: u64 = 1024;
 /// Most sessions known at once.
 pub const SESSIONS_MAX: usize = 4096;
+/// Longest name of a fault zone.
+pub const ZONE_BYTES_MAX: usize = 255;
 /// Most nodes of one cluster.
 pub const NODES_MAX: usize = 1024;
 /// Placement groups of a cluster.

@@ -230,7 +230,7 @@ fn what_is_not_built_says_not_yet() {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
-    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--zone a", "--replicas 3", "--http 127.0.0.1:0", "--secret-file f"] {
+    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--replicas 3", "--http 127.0.0.1:0", "--secret-file f"] {
         let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }

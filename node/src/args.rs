@@ -37,8 +37,8 @@ pub struct Args {
     /// Copies of each chunk, decided by the node that forms the cluster (other values than 2: not yet)
     #[arg(long, value_name = "N", default_value_t = limits::REPLICAS_DEFAULT)]
     pub replicas: u8,
-    /// Fault zone of this node (not yet)
-    #[arg(long, value_name = "NAME")]
+    /// Fault zone of this node, such as its rack: the copies of a chunk lie in different zones where there are several
+    #[arg(long, value_name = "NAME", value_parser = parse_zone)]
     pub zone: Option<String>,
     /// Serve metrics over HTTP (not yet)
     #[arg(long, value_name = "ADDR")]
@@ -115,7 +115,7 @@ impl Args {
             advertise: self.advertise.clone(),
             start,
             memory,
-            zone: String::new(),
+            zone: self.zone.clone().unwrap_or_default(),
             rate: self.rate.map(|size| size.0).filter(|&rate| rate > 0),
         })
     }
@@ -123,7 +123,6 @@ impl Args {
     fn refuse_unbuilt(&self) -> Result<(), String> {
         let unbuilt = [
             (!self.peers.is_empty(), "--peers is not yet built; start one node with --bootstrap and the others with --join"),
-            (self.zone.is_some(), "--zone is not yet built; leave it away"),
             (self.replicas != limits::REPLICAS_DEFAULT, "--replicas other than 2 is not yet built; leave it away"),
             (self.http.is_some(), "--http is not yet built; leave it away"),
             (self.secret_file.is_some(), "--secret-file is not yet built; stay on loopback or a trusted network with --insecure"),
@@ -133,6 +132,14 @@ impl Args {
             None => Ok(()),
         }
     }
+}
+
+/// A zone is one printable word, so that it fits into the columns of `dfs status`.
+fn parse_zone(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > limits::ZONE_BYTES_MAX || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!("'{text}' is no zone; write one word of at most {} bytes, such as rack7", limits::ZONE_BYTES_MAX));
+    }
+    Ok(text.to_string())
 }
 
 #[cfg(test)]
@@ -166,8 +173,18 @@ mod tests {
     }
 
     #[test]
+    fn a_zone_is_one_word() {
+        assert_eq!(options("--zone rack7").unwrap().zone, "rack7");
+        assert_eq!(options("").unwrap().zone, "");
+        for zone in ["", "two words", "tab\there", &"x".repeat(256)] {
+            let error = Args::try_parse_from(["dfs-node", "--zone", zone]).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{zone}");
+        }
+    }
+
+    #[test]
     fn the_unbuilt_says_not_yet() {
-        for line in ["--peers 127.0.0.1:1", "--zone a", "--replicas 3", "--http 127.0.0.1:80", "--secret-file x"] {
+        for line in ["--peers 127.0.0.1:1", "--replicas 3", "--http 127.0.0.1:80", "--secret-file x"] {
             let error = options(line).unwrap_err();
             assert!(error.contains("not yet"), "{line}: {error}");
         }

@@ -213,8 +213,10 @@ pub fn status_text(report: &StatusReport) -> String {
     if !report.from_leader {
         out += &format!("note     this is the view of node {}, which does not lead; numbers may be incomplete\n", report.node);
     }
+    let zoned = report.members.iter().any(|node| !node.member.zone.is_empty());
     let head = ["ADDRESS", "NODE", "STATE", "ROLE", "STORED", "CHUNKS", "MEMORY", "RESIDENT", "SILENT"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
+    rows[0].extend(zoned.then(|| "ZONE".to_string()));
     for node in &report.members {
         let role = if node.leader {
             "leader"
@@ -223,7 +225,7 @@ pub fn status_text(report: &StatusReport) -> String {
         } else {
             "-"
         };
-        rows.push(vec![
+        let mut row = vec![
             node.member.address.to_string(),
             node.member.id.to_string(),
             state_text(node.member.state).to_string(),
@@ -233,7 +235,10 @@ pub fn status_text(report: &StatusReport) -> String {
             size_text(node.member.memory),
             size_text(node.resident),
             node.silent_ms.map_or("-".to_string(), |millis| format!("{millis}ms")),
-        ]);
+        ];
+        let zone = if node.member.zone.is_empty() { "-" } else { &node.member.zone };
+        row.extend(zoned.then(|| zone.to_string()));
+        rows.push(row);
     }
     out + "\n" + &table(&rows)
 }
@@ -267,6 +272,7 @@ pub fn status_json(report: &StatusReport) -> Value {
             "address": node.member.address.to_string(),
             "node": node.member.id.to_string(),
             "state": state_text(node.member.state),
+            "zone": node.member.zone,
             "voter": node.voter,
             "leader": node.leader,
             "stored": node.stored,

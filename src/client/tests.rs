@@ -15,6 +15,7 @@ use crate::xattr::{CAPABILITY, XattrFlags};
 mod behind;
 mod cached;
 mod control;
+mod zones;
 
 #[derive(Default)]
 struct Node {

@@ -116,7 +116,7 @@ impl Run {
             address: address(host),
             memory: self.plan.nodes[host],
             rate: None,
-            zone: String::new(),
+            zone: self.plan.zones.get(host).copied().unwrap_or_default().into(),
             start,
             id: reused.then_some(NodeId(host as u64 + 1)),
             sabotage: self.sabotage,

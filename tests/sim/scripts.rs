@@ -11,7 +11,7 @@ use super::network::{Pid, Speed};
 use super::plan::{Fault, LEADER, Plan};
 use super::run::Run;
 use super::workload::{create, name};
-use super::world::{MILLISECOND, SECOND};
+use super::world::{Death, MILLISECOND, SECOND};
 
 fn file(run: &mut Run, client: Pid, text: &str) -> InodeId {
     match run.call(client, create(ROOT, text, NewKind::File, 0)) {
@@ -152,4 +152,43 @@ pub fn a_name_that_comes_and_goes_is_watched(plan: Plan, sabotage: Option<Sabota
         }
         run.run_for(200 * MILLISECOND);
     }
+}
+
+/// Four nodes in two zones: the copies of what a client writes lie in both, before and after a node has died.
+pub fn copies_lie_apart(plan: Plan) {
+    let (nodes, zones) = (vec![256 << 20; 4], vec!["east", "east", "west", "west"]);
+    let mut run = Run::new(Plan { nodes, zones, ..plan.calm() }, None);
+    run.form();
+    let client = run.start_client(0);
+    let put = |run: &mut Run, from: u8| {
+        for number in from..from + 40 {
+            let ino = file(run, client, &format!("file{number}"));
+            let bytes: Vec<u8> = (0..40_000u32).map(|at| (at % 251) as u8 ^ number).collect();
+            run.call(client, write(ino, &Bytes::from(bytes))).expect("a write");
+            run.call(client, Call::Flush).expect("a flush");
+        }
+    };
+    put(&mut run, 0);
+    let chunks = check_apart(&run);
+    assert!(chunks >= 40, "{chunks} chunks");
+    // The bytes that are written now lie apart although one owner of some of them does not answer, and later is counted out.
+    let died = run.world.pid_on(3).expect("it runs");
+    run.world.kill(died, Death::Silent);
+    put(&mut run, 40);
+    assert!(check_apart(&run) >= 80);
+    run.run_for(5 * SECOND);
+    put(&mut run, 80);
+    assert!(check_apart(&run) >= 120);
+}
+
+/// Every chunk is held in two zones. Gives their number.
+fn check_apart(run: &Run) -> usize {
+    let leader = run.world.nodes().map(|(_, node)| node).find(|node| node.leads().is_some()).expect("a leader");
+    let zone = |holder| leader.map().member(holder).map(|member| member.zone.clone()).expect("a member");
+    let places: Vec<_> = leader.namespace().chunk_places().collect();
+    for place in &places {
+        let zones: std::collections::BTreeSet<String> = place.holders.iter().map(|holder| zone(*holder)).collect();
+        assert_eq!(zones.len(), 2, "{:?} lies on {:?} of {:?}", place.hash, place.holders, leader.map());
+    }
+    places.len()
 }

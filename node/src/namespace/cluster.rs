@@ -9,8 +9,6 @@ use dfs::wire::namespace::Replied;
 use super::Namespace;
 use super::command::Effect;
 
-const ZONE_BYTES_MAX: usize = 255;
-
 impl Namespace {
     pub(super) fn found(&mut self, cluster: ClusterId, replicas: u8) -> Result<Replied, Status> {
         if self.header.map.cluster != ClusterId::default() {
@@ -106,7 +104,7 @@ fn check_member(member: &Member) -> Result<(), Status> {
         Address::Tcp { host, .. } => host.len() <= 255,
         Address::Unix(path) => path.as_os_str().len() <= 255,
     };
-    if member.id == NodeId(0) || member.state == MemberState::Dead || member.zone.len() > ZONE_BYTES_MAX || !address_fits {
+    if member.id == NodeId(0) || member.state == MemberState::Dead || member.zone.len() > limits::ZONE_BYTES_MAX || !address_fits {
         return Err(Status::InvalidArgument);
     }
     Ok(())
