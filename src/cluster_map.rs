@@ -95,3 +95,40 @@ impl ClusterMap {
             && (1..=limits::HOLDERS_MAX as u8).contains(&self.replicas)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A map of so many nodes, the first of which vote.
+    fn map(replicas: u8, nodes: u64, voters: u64) -> ClusterMap {
+        let member = |id| Member {
+            id: NodeId(id),
+            address: Address::Tcp { host: "n".into(), port: id as u16 },
+            memory: 1 << 20,
+            zone: String::new(),
+            state: MemberState::Live,
+        };
+        let members = (1..=nodes).map(member).collect();
+        ClusterMap { replicas, members, voters: (1..=voters).map(NodeId).collect(), ..ClusterMap::default() }
+    }
+
+    #[test]
+    fn as_many_receipts_as_copies_or_nodes() {
+        for (replicas, nodes, needed) in [(1, 0, 0), (1, 3, 1), (2, 1, 1), (2, 3, 2), (3, 2, 2), (3, 4, 3), (8, 9, 8)] {
+            assert_eq!(map(replicas, nodes, 3).receipts_needed(), needed, "{replicas} copies, {nodes} nodes");
+        }
+    }
+
+    #[test]
+    fn degraded_is_what_keeps_fewer_copies_than_promised() {
+        assert_eq!(map(1, 3, 3).degraded(), None);
+        assert_eq!(map(3, 3, 3).degraded(), None);
+        assert!(map(3, 2, 1).degraded().unwrap().starts_with("2 of 3 storage nodes"));
+        let mut three = map(3, 4, 3);
+        three.members[3].memory = 0;
+        assert_eq!(three.degraded(), None);
+        three.members[2].state = MemberState::Dead;
+        assert!(three.degraded().unwrap().starts_with("2 of 3 storage nodes"));
+    }
+}

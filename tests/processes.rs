@@ -230,10 +230,34 @@ fn what_is_not_built_says_not_yet() {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
-    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--replicas 3", "--http 127.0.0.1:0", "--secret-file f"] {
+    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--http 127.0.0.1:0", "--secret-file f"] {
         let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
+}
+
+#[test]
+fn replicas_and_zone_of_real_nodes_are_kept_and_shown() {
+    let options = Options { extra: vec!["--replicas", "3", "--zone", "rack7"], ..Options::default() };
+    let mut cluster = Cluster::start_with(4, options);
+    let bytes = random_bytes(5, 3 * MIB);
+    cluster.dfs_input(&["put", "-", "/a"], &bytes).ok();
+    let located = String::from_utf8(cluster.dfs_ok(&["locate", "/a"])).expect("UTF-8");
+    assert!(located.lines().count() >= 3 && located.lines().all(|line| line.matches('@').count() == 3), "{located}");
+    let status = String::from_utf8(cluster.dfs_ok(&["status"])).expect("UTF-8");
+    assert!(status.contains("each on 3 nodes") && status.contains("ZONE") && status.contains("rack7"), "{status}");
+    // Three copies bear two deaths, one after the other.
+    for index in [3, 2] {
+        cluster.nodes[index].signal(libc::SIGKILL);
+        cluster.nodes[index].wait(Duration::from_secs(10));
+        assert!(cluster.dfs_ok(&["cat", "/a"]) == bytes);
+        wait_until(Duration::from_secs(20), "the death is noticed", || {
+            let status = String::from_utf8(cluster.dfs_ok(&["status"])).expect("UTF-8");
+            status.lines().filter(|line| line.contains(" dead ")).count() == 4 - index
+        });
+    }
+    let status = String::from_utf8(cluster.dfs_ok(&["status"])).expect("UTF-8");
+    assert!(status.contains("degraded: 2 of 3 storage nodes"), "{status}");
 }
 
 #[test]
@@ -242,6 +266,12 @@ fn wrong_usage_exits_with_2() {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert_eq!(finished.code(), 2, "{line}");
         assert!(finished.output.stdout.is_empty() && !finished.stderr().is_empty(), "{line}");
+    }
+    for line in ["--replicas 0", "--replicas 9", "--replicas two", "--zone="] {
+        let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
+        assert_eq!(finished.code(), 2, "{line}");
+        let option = line.split([' ', '=']).next().expect("a word");
+        assert!(finished.output.stdout.is_empty() && finished.stderr().contains(option), "{line}: {}", finished.stderr());
     }
     for program in ["dfs-node", "dfs-mount"] {
         assert_eq!(run(program, &["--nonsense"], None).code(), 2, "{program}");

@@ -8,8 +8,8 @@ use dfs_node::node::Sabotage;
 use sim::plan::Plan;
 use sim::run::{Report, Run, caught, run_client_seed, run_seed};
 use sim::scripts::{
-    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, copies_lie_apart, the_leader_is_cut_off_for_a_moment,
-    upload_races_deletion,
+    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, as_many_copies_as_asked_for, copies_lie_apart,
+    the_leader_is_cut_off_for_a_moment, upload_races_deletion,
 };
 use sim::workload::Stats;
 
@@ -122,6 +122,13 @@ fn a_name_that_was_changed_is_not_believed_by_another_mount() {
 fn copies_lie_in_different_zones_also_when_a_node_dies() {
     for seed in 0..4 {
         caught(|| copies_lie_apart(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_chunk_has_as_many_copies_as_asked_for() {
+    for (seed, replicas) in [(0, 1), (1, 1), (2, 3), (3, 3)] {
+        caught(|| as_many_copies_as_asked_for(Plan::draw(seed), replicas)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 

@@ -34,8 +34,9 @@ pub struct Args {
     /// RAM to lend, such as 512MiB; 0 only votes [default: a quarter of the RAM]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Size>,
-    /// Copies of each chunk, decided by the node that forms the cluster (other values than 2: not yet)
-    #[arg(long, value_name = "N", default_value_t = limits::REPLICAS_DEFAULT)]
+    /// Copies of each chunk, 1 to 8, decided by the node that forms the cluster; 1 loses data with any node
+    #[arg(long, value_name = "N", default_value_t = limits::REPLICAS_DEFAULT,
+          value_parser = clap::value_parser!(u8).range(1..=limits::HOLDERS_MAX as i64))]
     pub replicas: u8,
     /// Fault zone of this node, such as its rack: the copies of a chunk lie in different zones where there are several
     #[arg(long, value_name = "NAME", value_parser = parse_zone)]
@@ -123,7 +124,6 @@ impl Args {
     fn refuse_unbuilt(&self) -> Result<(), String> {
         let unbuilt = [
             (!self.peers.is_empty(), "--peers is not yet built; start one node with --bootstrap and the others with --join"),
-            (self.replicas != limits::REPLICAS_DEFAULT, "--replicas other than 2 is not yet built; leave it away"),
             (self.http.is_some(), "--http is not yet built; leave it away"),
             (self.secret_file.is_some(), "--secret-file is not yet built; stay on loopback or a trusted network with --insecure"),
         ];
@@ -173,6 +173,18 @@ mod tests {
     }
 
     #[test]
+    fn copies_are_counted_from_one_to_eight() {
+        for (line, copies) in [("--replicas 1", 1), ("--replicas 3", 3), ("--replicas 8", 8)] {
+            assert!(matches!(options(line).unwrap().start, Start::Bootstrap { replicas } if replicas == copies), "{line}");
+        }
+        for number in ["0", "9", "256", "-1", "two"] {
+            let error = Args::try_parse_from(["dfs-node", "--replicas", number]).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{number}");
+        }
+        assert!(Args::try_parse_from(["dfs-node", "--replicas", "9"]).unwrap_err().to_string().contains("1..=8"));
+    }
+
+    #[test]
     fn a_zone_is_one_word() {
         assert_eq!(options("--zone rack7").unwrap().zone, "rack7");
         assert_eq!(options("").unwrap().zone, "");
@@ -184,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_unbuilt_says_not_yet() {
-        for line in ["--peers 127.0.0.1:1", "--replicas 3", "--http 127.0.0.1:80", "--secret-file x"] {
+        for line in ["--peers 127.0.0.1:1", "--http 127.0.0.1:80", "--secret-file x"] {
             let error = options(line).unwrap_err();
             assert!(error.contains("not yet"), "{line}: {error}");
         }

@@ -206,7 +206,8 @@ pub fn status_text(report: &StatusReport) -> String {
     let mut out = format!("cluster  {}, epoch {}, term {}, leader {leader}\n", report.cluster, report.epoch.0, report.term.0);
     out += &format!("health   {health}\n");
     let chunks = report.referenced_chunks;
-    out += &format!("stored   {} in {chunks} chunks, each on {} nodes\n", size_text(report.referenced_bytes), report.replicas);
+    let nodes = if report.replicas == 1 { "node" } else { "nodes" };
+    out += &format!("stored   {} in {chunks} chunks, each on {} {nodes}\n", size_text(report.referenced_bytes), report.replicas);
     out += &format!("repair   {}\n", repair_text(&report.repair));
     let names = size_text(report.namespace_bytes);
     out += &format!("tree     {} inodes, {names}, {} sessions, applied {}\n", report.inodes, report.sessions.len(), report.applied);

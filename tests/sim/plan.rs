@@ -95,6 +95,8 @@ pub struct Plan {
     pub seed: u64,
     /// Memory of each node; 0 only votes.
     pub nodes: Vec<u64>,
+    /// Copies of each chunk.
+    pub replicas: u8,
     /// Zone of each node; empty where none is named.
     pub zones: Vec<&'static str>,
     pub clients: usize,
@@ -138,7 +140,9 @@ impl Plan {
         // By the number, so that a seed means the same as before there were mounts.
         let mounts = matches!(seed % 6, 3 | 4);
         let zones = (0..count).map(|node| if seed % 7 == 3 { ["east", "west", "north"][node % 3] } else { "" }).collect();
-        Plan { seed, nodes, zones, clients, actors_per_client, speed, faults, length, write_max, mounts, attrition }
+        // One copy would not survive the faults.
+        let replicas = if seed % 9 == 7 && nodes.iter().filter(|&&memory| memory > 0).count() > 3 { 3 } else { limits::REPLICAS_DEFAULT };
+        Plan { seed, nodes, replicas, zones, clients, actors_per_client, speed, faults, length, write_max, mounts, attrition }
     }
 
     /// The same cluster without any fault.

@@ -479,7 +479,7 @@ impl Run {
         let mut hosts: Vec<Host> = (0..self.plan.nodes.len()).collect();
         while !hosts.is_empty() {
             let host = hosts.swap_remove(self.world.random.below(hosts.len() as u64) as usize);
-            let founder = Start::Bootstrap { replicas: limits::REPLICAS_DEFAULT };
+            let founder = Start::Bootstrap { replicas: self.plan.replicas };
             self.start_node(host, if host == 0 { founder } else { Start::Join(addresses.clone()) });
             let pause = self.world.random.below(500 * MILLISECOND);
             self.run_for(pause);
@@ -494,7 +494,7 @@ impl Run {
     pub fn expected(&self, linger: bool) -> Expected {
         Expected {
             nodes: self.plan.nodes.len(),
-            copies: limits::REPLICAS_DEFAULT as usize,
+            copies: self.plan.replicas as usize,
             tight: self.plan.is_tight(),
             dead_sessions: if linger { self.killed_sessions.clone() } else { BTreeSet::new() },
         }

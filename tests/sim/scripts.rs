@@ -192,3 +192,34 @@ fn check_apart(run: &Run) -> usize {
     }
     places.len()
 }
+
+/// One copy, or three: each chunk lies on as many nodes as was asked for, `df` counts so, and three bear two deaths.
+pub fn as_many_copies_as_asked_for(plan: Plan, replicas: u8) {
+    let (nodes, zones) = (vec![64 << 20; 4], vec![""; 4]);
+    let mut run = Run::new(Plan { nodes, zones, replicas, ..plan.calm() }, None);
+    run.form();
+    let client = run.start_client(0);
+    let mut files = Vec::new();
+    for number in 0..20u8 {
+        let ino = file(&mut run, client, &format!("file{number}"));
+        let bytes: Bytes = (0..100_000u32).map(|at| (at % 249) as u8 ^ number).collect::<Vec<u8>>().into();
+        run.call(client, write(ino, &bytes)).expect("a write");
+        run.call(client, Call::Flush).expect("a flush");
+        files.push((ino, bytes));
+    }
+    let leader = |run: &Run| run.world.nodes().find(|(_, node)| node.leads().is_some()).map(|(pid, _)| pid).expect("a leader");
+    let state = run.world.processes[&leader(&run)].as_node().expect("a node");
+    let holders: Vec<usize> = state.namespace().chunk_places().map(|place| place.holders.len()).collect();
+    assert!(holders.len() >= 20 && holders.iter().all(|&count| count == replicas as usize), "{holders:?}");
+    // Three of the four nodes survive the largest.
+    assert_eq!(state.namespace().capacity(), 3 * (64 << 20) / u64::from(replicas));
+    assert_eq!(state.map().degraded(), None);
+    for _ in 1..replicas {
+        let died = leader(&run);
+        run.world.kill(died, Death::Killed);
+        run.run_for(10 * SECOND);
+        for (ino, bytes) in &files {
+            assert!(read(&mut run, client, *ino) == bytes, "a copy is left");
+        }
+    }
+}
