@@ -50,6 +50,9 @@ pub struct ClusterMap {
     pub voters: Vec<NodeId>,
     /// Whether there were ever three nodes at once (decides whether fewer count as "degraded").
     pub had_three: bool,
+    /// Listed addresses, sorted, whose nodes have not joined yet. While there are any the cluster is being formed: nobody is served, and
+    /// the founder alone votes. Empty from then on for good.
+    pub awaited: Vec<Address>,
 }
 
 impl ClusterMap {
@@ -68,6 +71,16 @@ impl ClusterMap {
         self.members.iter().filter(|member| member.stores())
     }
 
+    /// Whether nodes of the list from which the cluster is being formed are still missing.
+    pub fn is_forming(&self) -> bool {
+        !self.awaited.is_empty()
+    }
+
+    /// Whether a node at that address may join: anybody, once the cluster is formed; before that only who is listed.
+    pub fn admits(&self, address: &Address) -> bool {
+        !self.is_forming() || self.awaited.contains(address) || self.members.iter().any(|member| member.address == *address)
+    }
+
     /// Receipts that a commit needs: R, or all storage nodes while there are fewer.
     pub fn receipts_needed(&self) -> usize {
         (self.replicas as usize).min(self.storage_nodes().count())
@@ -75,6 +88,10 @@ impl ClusterMap {
 
     /// Why the cluster keeps less than it promises, if so; one sentence.
     pub fn degraded(&self) -> Option<String> {
+        if self.is_forming() {
+            let missing = self.awaited.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+            return Some(format!("the cluster is being formed and waits for {missing}"));
+        }
         let stores = self.storage_nodes().count();
         let living = self.members.iter().filter(|member| member.state != MemberState::Dead).count();
         let voting = self.voters.iter().filter(|&&voter| self.is_living(voter)).count();
@@ -91,6 +108,7 @@ impl ClusterMap {
     pub fn is_well_formed(&self) -> bool {
         self.members.len() <= limits::NODES_MAX
             && self.voters.len() <= limits::NODES_MAX
+            && self.awaited.len() <= limits::NODES_MAX
             && self.members.windows(2).all(|pair| pair[0].id < pair[1].id)
             && (1..=limits::HOLDERS_MAX as u8).contains(&self.replicas)
     }

@@ -271,6 +271,8 @@ pub const NODE_PAUSE_MIN: Duration = Duration::from_millis(700);
 pub const PING_TIMEOUT: Duration = Duration::from_millis(600);
 /// Between two rounds of asking for a leader.
 pub const JOIN_RETRY: Duration = Duration::from_millis(200);
+/// A node that waits for a cluster to be formed says why again after this long.
+pub const FORMING_SAY_INTERVAL: Duration = Duration::from_secs(10);
 /// A joining node waits this long for the vote that is wanting, then serves without.
 pub const VOTE_WAIT_MAX: Duration = Duration::from_secs(8);
 /// A leader looks at all that there is to do this often, or when something changed.

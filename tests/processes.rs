@@ -230,7 +230,7 @@ fn what_is_not_built_says_not_yet() {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
-    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--http 127.0.0.1:0", "--secret-file f"] {
+    for line in ["--http 127.0.0.1:0", "--secret-file f"] {
         let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
@@ -388,4 +388,39 @@ fn p9_nothing_left_behind() {
     let sockets = std::fs::read_dir(cluster.temp.path()).expect("directory").flatten();
     let left: Vec<_> = sockets.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().ends_with(".sock")).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// The same command line on every machine, in any order; and again for a node that was killed.
+#[test]
+fn listed_peers_form_one_cluster_and_come_back_to_it() {
+    let temp = TempDir::new();
+    let mut free: Vec<u16> = (0..3).map(|_| free_port()).collect();
+    // The first is the one that founds, and knows what is waited for.
+    free.sort_unstable();
+    let ports: Vec<String> = free.into_iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let list = ports.join(",");
+    let spawn = |at: usize, round: usize| {
+        let arguments = ["--listen", &ports[at], "--peers", &list, "--memory", "64MiB", "--zone", ["a", "b", "c"][at]];
+        Starting::spawn(&arguments, &temp.path().join(format!("node{at}-{round}.log")))
+    };
+    let (last, first) = (spawn(2, 0), spawn(0, 0));
+    assert!(last.is_ready_within(Duration::from_secs(2)).is_none(), "nothing forms before all are up");
+    let status = String::from_utf8(dfs_with(&ports[0], &["status"], None).ok()).expect("UTF-8");
+    assert!(status.contains("no cluster yet") && status.contains(&ports[1]), "{status}");
+    let refused = dfs_with(&ports[0], &["--op-timeout", "9.5s", "put", "-", "/early"], Some(b"x"));
+    assert!(!refused.failed().is_empty());
+    let mut nodes = vec![first, spawn(1, 0), last].into_iter().map(Starting::ready).collect::<Vec<_>>();
+    assert!(nodes.iter().all(|node| node.cluster == nodes[0].cluster));
+    dfs_with(&ports[1], &["put", "-", "/a"], Some(b"in a formed cluster")).ok();
+    // The founder is no more than the others from now on.
+    nodes[0].kill();
+    let again = spawn(0, 1).ready();
+    assert_eq!(again.cluster, nodes[1].cluster);
+    assert_eq!(dfs_with(&ports[0], &["cat", "/a"], None).ok(), b"in a formed cluster");
+
+    let own = format!("127.0.0.1:{}", free_port());
+    let refused = run("dfs-node", &["--listen", &own, "--peers", &list], None);
+    assert_eq!(refused.code(), 2);
+    assert!(refused.stderr().contains(&own) && refused.stderr().contains(&list), "{}", refused.stderr());
+    assert_eq!(refused.stderr().lines().count(), 1, "{}", refused.stderr());
 }

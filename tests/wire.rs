@@ -10,7 +10,7 @@ use dfs::net::Net;
 use dfs::status::Status;
 use dfs::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, SessionId};
 use dfs::wire::codec;
-use dfs::wire::message::{Body, Notice, Request, Response};
+use dfs::wire::message::{Allegiance, Body, Notice, Request, Response};
 use dfs::wire::namespace::{Op, Patch, Query, Source, WriteAt};
 
 const CLUSTER: ClusterId = ClusterId(0xabcdef);
@@ -370,6 +370,15 @@ fn messages_keep_their_bytes() {
         "00000000050000000700000000000000060000000000000005000000000000000600000002000000000000000100000000000000010000000300000000000000\
          01000000030000000000000078797a00000000000000000100"
     );
+    assert_eq!(encode(&Body::Request(Request::Muster)), "0000000017000000");
+    let peers = vec!["a:1".parse().unwrap(), "unix:/b".parse().unwrap()];
+    let mustered = Response::Mustered { cluster: ClusterId(0), allegiance: Allegiance::None { peers } };
+    assert_eq!(
+        encode(&Body::Response(Ok(mustered))),
+        "01000000000000000d000000000000000000000000000000000000000000000002000000000000000000000001000000000000006101000100000002000000000000002f62"
+    );
+    let mustered = Response::Mustered { cluster: ClusterId(7), allegiance: Allegiance::Forming { founder: NodeId(5) } };
+    assert_eq!(encode(&Body::Response(Ok(mustered))), "01000000000000000d00000007000000000000000000000000000000010000000500000000000000");
     let hello = codec::encode(&hello(CLIENT, Lane::Bulk), 4096).unwrap();
     assert_eq!(hex(hello), "efcdab0000000000000000000000000000000000160000000000000001000000".to_string() + "00");
 

@@ -6,6 +6,7 @@
 
 mod admission;
 mod claims;
+mod forming;
 mod gate;
 mod holds;
 mod joining;
@@ -42,6 +43,7 @@ use crate::chunk::{ChunkStore, InstanceCheck};
 use crate::namespace::{Namespace, SpaceLimits};
 use crate::raft::{self, Group};
 
+use forming::Forming;
 use joining::{Joining, Stage};
 use leader::Leading;
 use leaving::Leaving;
@@ -56,6 +58,8 @@ pub enum Start {
     Bootstrap { replicas: u8 },
     /// Becomes a member of the cluster that answers at one of the addresses; never forms one.
     Join(Vec<Address>),
+    /// One of a fixed list: they form a cluster once all are up and none belongs to one; whoever finds one joins it.
+    Peers { peers: Vec<Address>, replicas: u8 },
 }
 
 /// A bug planted to show that the simulator finds it. Never set outside tests.
@@ -122,6 +126,10 @@ pub enum NodeOutput {
 #[derive(Clone, Debug)]
 enum Purpose {
     Join,
+    Muster {
+        round: u64,
+        address: Address,
+    },
     Ping(NodeId),
     FetchMap,
     Leave,
@@ -181,6 +189,7 @@ pub struct Node {
     placement: PlacementTable,
     stage: Stage,
     joining: Joining,
+    forming: Forming,
     leaving: Option<Leaving>,
     leading: Option<Leading>,
     waiters: Waiters,
@@ -206,6 +215,7 @@ impl Node {
         let chunks = ChunkStore::new(config.memory);
         let joining = Joining::new(&config, now);
         let repair = repair::Repair::new(config.rate);
+        let forming = Forming::new(&config.start, &config.address, now);
         let mut node = Node {
             config,
             id,
@@ -226,6 +236,7 @@ impl Node {
             placement: PlacementTable::new(),
             stage: Stage::Joining,
             joining,
+            forming,
             leaving: None,
             leading: None,
             waiters: Waiters::default(),
@@ -496,6 +507,7 @@ impl Node {
             return;
         }
         self.map = map.clone();
+        self.forming.note_map(map, self.namespace.applied());
     }
 
     /// The peer of a member by its id, if its address is known.
@@ -544,6 +556,9 @@ impl Node {
     fn on_response(&mut self, purpose: Purpose, from: NodeId, response: Response, payload: Bytes) {
         match (purpose, response) {
             (Purpose::Join, Response::Joined { map }) => self.on_joined(&map),
+            (Purpose::Muster { round, address }, Response::Mustered { cluster, allegiance }) => {
+                self.on_mustered(round, &address, forming::Answer::Stands { node: from, cluster, allegiance });
+            }
             (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, full, .. }) => {
                 let own = self.map.epoch;
                 if let Some(leading) = &mut self.leading {
@@ -577,6 +592,7 @@ impl Node {
     fn on_failure(&mut self, purpose: Purpose, failure: Failure) {
         match purpose {
             Purpose::Join => self.on_join_refused(failure),
+            Purpose::Muster { round, address } => self.on_mustered(round, &address, Node::muster_failure(failure.status)),
             Purpose::Ping(node) => {
                 if let Some(leading) = &mut self.leading {
                     leading.on_ping_failed(node);
@@ -633,7 +649,9 @@ impl Node {
         for node in self.others_living() {
             self.tell(node, Notice::Map(self.map.clone()), Bytes::new());
         }
-        let clients = self.incoming.iter().filter(|(_, peer)| peer.role == Role::Client && peer.lane == Lane::Control);
+        // Of a cluster that may still be forgotten clients hear nothing.
+        let told = !self.map.is_forming();
+        let clients = self.incoming.iter().filter(|(_, peer)| told && peer.role == Role::Client && peer.lane == Lane::Control);
         for (&link, _) in clients {
             let frame = Frame { request: 0, body: Body::Notice(Notice::Map(self.map.clone())), payload: Bytes::new() };
             self.outputs.push_back(NodeOutput::Link(LinkAction::Send { link, frame }));

@@ -7,7 +7,7 @@ use crate::cluster_map::{ClusterMap, Member};
 use crate::limits;
 use crate::status::Status;
 use crate::types::{Address, ByteRange, InodeId, Name, Rights, Timestamp};
-use crate::wire::message::{Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
+use crate::wire::message::{Allegiance, Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
 use crate::xattr::XattrName;
 
@@ -91,7 +91,8 @@ fn request(request: &Request) -> Result<(), Status> {
         | Request::LinkChunk { .. }
         | Request::Suspect { .. }
         | Request::Identify
-        | Request::Leave => Ok(()),
+        | Request::Leave
+        | Request::Muster => Ok(()),
     }
 }
 
@@ -144,6 +145,11 @@ fn response(response: &Response) -> Result<(), Status> {
             require(*total as usize <= limits::CHUNK_BYTES_MAX && range.end() <= u64::from(*total) && proof.len() <= PROOF_HASHES_MAX)
         }
         Response::Identity { address, .. } => self::address(address),
+        Response::Mustered { allegiance: Allegiance::None { peers }, .. } => {
+            require(peers.len() <= limits::NODES_MAX)?;
+            peers.iter().try_for_each(self::address)
+        }
+        Response::Mustered { .. } => Ok(()),
         Response::Audited { verdicts } => require(verdicts.len() <= limits::UPLOADS_LIST_MAX),
         Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } | Response::Copied { .. } => Ok(()),
     }
@@ -228,6 +234,7 @@ fn place(place: &ChunkPlace) -> Result<(), Status> {
 
 fn map(map: &ClusterMap) -> Result<(), Status> {
     require(map.is_well_formed())?;
+    map.awaited.iter().try_for_each(address)?;
     map.members.iter().try_for_each(member)
 }
 

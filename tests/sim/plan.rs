@@ -95,6 +95,8 @@ pub struct Plan {
     pub seed: u64,
     /// Memory of each node; 0 only votes.
     pub nodes: Vec<u64>,
+    /// Whether the nodes form from a fixed list, and come back by it; otherwise one bootstraps and the others join.
+    pub listed: bool,
     /// Copies of each chunk.
     pub replicas: u8,
     /// Zone of each node; empty where none is named.
@@ -142,7 +144,21 @@ impl Plan {
         let zones = (0..count).map(|node| if seed % 7 == 3 { ["east", "west", "north"][node % 3] } else { "" }).collect();
         // One copy would not survive the faults.
         let replicas = if seed % 9 == 7 && nodes.iter().filter(|&&memory| memory > 0).count() > 3 { 3 } else { limits::REPLICAS_DEFAULT };
-        Plan { seed, nodes, replicas, zones, clients, actors_per_client, speed, faults, length, write_max, mounts, attrition }
+        Plan {
+            seed,
+            nodes,
+            listed: seed % 4 == 1,
+            replicas,
+            zones,
+            clients,
+            actors_per_client,
+            speed,
+            faults,
+            length,
+            write_max,
+            mounts,
+            attrition,
+        }
     }
 
     /// The same cluster without any fault.

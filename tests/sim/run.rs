@@ -451,10 +451,16 @@ impl Run {
         match host.checked_sub(self.plan.nodes.len()) {
             Some(client) => _ = self.start_client(client),
             None => {
-                let addresses = self.addresses();
-                self.start_node(host, Start::Join(addresses));
+                let start = self.joining();
+                self.start_node(host, start);
             }
         }
+    }
+
+    /// How a node starts that finds a cluster, or is one of a list.
+    fn joining(&self) -> Start {
+        let addresses = self.addresses();
+        if self.plan.listed { Start::Peers { peers: addresses, replicas: self.plan.replicas } } else { Start::Join(addresses) }
     }
 
     fn kill_client(&mut self, client: usize, back_after: u64) {
@@ -474,13 +480,13 @@ impl Run {
 
     /// Starts all nodes and waits until they are one cluster.
     pub fn form(&mut self) {
-        let addresses = self.addresses();
         // In any order.
         let mut hosts: Vec<Host> = (0..self.plan.nodes.len()).collect();
         while !hosts.is_empty() {
             let host = hosts.swap_remove(self.world.random.below(hosts.len() as u64) as usize);
             let founder = Start::Bootstrap { replicas: self.plan.replicas };
-            self.start_node(host, if host == 0 { founder } else { Start::Join(addresses.clone()) });
+            let start = if host == 0 && !self.plan.listed { founder } else { self.joining() };
+            self.start_node(host, start);
             let pause = self.world.random.below(500 * MILLISECOND);
             self.run_for(pause);
         }
