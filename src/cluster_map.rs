@@ -38,6 +38,15 @@ impl Member {
     }
 }
 
+/// Voters of the namespace that so many nodes should have. Always odd: an even number bears no more deaths than one less.
+pub fn voters_wanted(nodes: usize) -> usize {
+    match nodes {
+        limits::VOTERS_MAX.. => limits::VOTERS_MAX,
+        limits::VOTERS.. => limits::VOTERS,
+        _ => 1,
+    }
+}
+
 /// Members, epoch, replication. Members are sorted by id; the dead stay listed until their address is taken by a new incarnation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMap {
@@ -98,8 +107,10 @@ impl ClusterMap {
         if stores < self.replicas as usize {
             return Some(format!("{stores} of {} storage nodes that replication needs", self.replicas));
         }
-        if voting < limits::VOTERS {
-            return Some(format!("{voting} of {} namespace voters, {living} nodes; start more nodes", limits::VOTERS));
+        // Any one voter must be able to die: more than a bare majority has to live.
+        let voters = self.voters.len().max(limits::VOTERS);
+        if voting <= voters / 2 + 1 && voting < voters {
+            return Some(format!("{voting} of {voters} namespace voters, {living} nodes; start more nodes"));
         }
         None
     }
@@ -136,6 +147,22 @@ mod tests {
         for (replicas, nodes, needed) in [(1, 0, 0), (1, 3, 1), (2, 1, 1), (2, 3, 2), (3, 2, 2), (3, 4, 3), (8, 9, 8)] {
             assert_eq!(map(replicas, nodes, 3).receipts_needed(), needed, "{replicas} copies, {nodes} nodes");
         }
+    }
+
+    #[test]
+    fn degraded_is_what_no_voter_may_die_of() {
+        let health = |nodes: u64, voters: u64, dead: &[usize]| {
+            let mut map = map(1, nodes, voters);
+            dead.iter().for_each(|&at| map.members[at].state = MemberState::Dead);
+            map.degraded().map(|text| text.split(';').next().unwrap_or_default().to_string())
+        };
+        assert_eq!(health(3, 3, &[]), None);
+        assert_eq!(health(3, 3, &[0]).unwrap(), "2 of 3 namespace voters, 2 nodes");
+        assert_eq!(health(1, 1, &[]).unwrap(), "1 of 3 namespace voters, 1 nodes");
+        assert_eq!(health(5, 3, &[]), None, "two more votes are on their way");
+        assert_eq!(health(5, 5, &[4]), None);
+        assert_eq!(health(5, 5, &[3, 4]).unwrap(), "3 of 5 namespace voters, 3 nodes");
+        assert_eq!(health(5, 3, &[3, 4]), None, "the dead vote no more");
     }
 
     #[test]

@@ -247,8 +247,9 @@ pub const REPAIR_ANNOUNCED_MAX: usize = 1 << 14;
 pub const REPAIR_FULL_FOR: Duration = Duration::from_secs(5);
 /// Over this long the pace of repair is measured.
 pub const REPAIR_PACE_INTERVAL: Duration = Duration::from_millis(500);
-/// Voters wanted once there are as many nodes.
+/// Voters wanted once there are as many nodes, and once there are many.
 pub const VOTERS: usize = 3;
+pub const VOTERS_MAX: usize = 5;
 /// Largest run of log entries in one Raft message, and largest single entry.
 pub const RAFT_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Unacknowledged appends to one follower.
@@ -417,6 +418,7 @@ pub const SUSPECT_PAGES_MAX_AGE: Duration = Duration::from_millis(50);
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(VOTERS % 2 == 1 && VOTERS_MAX == VOTERS + 2);
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use dfs::cluster_map::{ClusterMap, MemberState};
+use dfs::cluster_map::{ClusterMap, MemberState, voters_wanted};
 use dfs::limits;
 use dfs::links::Peer;
 use dfs::status::Status;
@@ -237,9 +237,10 @@ impl Node {
 
     /// Whether the namespace has fewer voters than it should, and this node is none.
     fn vote_is_wanting(&self) -> bool {
-        let living = self.map.members.iter().filter(|member| member.state != MemberState::Dead).count();
+        // Those that leave get no vote.
+        let staying = self.map.members.iter().filter(|member| member.state == MemberState::Live).count();
         let voting = self.map.voters.iter().filter(|&&voter| self.map.is_living(voter)).count();
-        living >= limits::VOTERS && voting < limits::VOTERS && !self.map.voters.contains(&self.id)
+        voting < voters_wanted(staying) && !self.map.voters.contains(&self.id)
     }
 }
 

@@ -410,8 +410,8 @@ impl Node {
         }
         leading.missed_since.retain(|node, _| self.map.member(*node).is_some_and(|member| member.state == MemberState::Dead));
         // While the cluster is being formed its founder alone votes, so that with the founder it is gone for certain.
-        let wanted = if self.map.is_forming() { 1 } else { membership::WANTED };
-        let (voters, learners) = membership::plan_configuration(me, &present, &standings, wanted);
+        let most = if self.map.is_forming() { 1 } else { limits::VOTERS_MAX };
+        let (voters, learners) = membership::plan_configuration(me, &present, &standings, most);
         if (voters == present.voters && learners == present.learners) || !leading.take_up(now, Duty::Configuration) {
             return;
         }
