@@ -226,7 +226,7 @@ fn logs_are_json_when_asked() {
 
 #[test]
 fn what_is_not_built_says_not_yet() {
-    for line in ["top", "fsck", "drain n", "can-stop n", "recover", "keygen f", "shell", "--secret-file f ls"] {
+    for line in ["top", "fsck", "recover", "keygen f", "shell", "--secret-file f ls"] {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
