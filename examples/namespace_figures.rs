@@ -76,7 +76,7 @@ fn snapshot(namespace: &mut Namespace) {
 
 fn main() -> Result<(), Status> {
     let mut world = World { namespace: Namespace::new(SpaceLimits::default()), number: 0 };
-    world.apply(Command::Found { cluster: ClusterId(9), replicas: 2 })?;
+    world.apply(Command::Found { cluster: ClusterId(9), replicas: 2, awaited: Vec::new() })?;
     let address = Address::Tcp { host: "node".into(), port: 1 };
     world.apply(Command::SetMember(Member { id: NodeId(1), address, memory: 1 << 30, zone: String::new(), state: MemberState::Live }))?;
     world.apply(Command::OpenSession { session: SESSION, caches: true })?;

@@ -79,5 +79,10 @@ mod tests {
         assert_eq!(capacity_of(vec![10, 10, 10, 10], 2), 15);
         assert_eq!(capacity_of(vec![10], 2), 10);
         assert_eq!(capacity_of(vec![], 2), 0);
+        assert_eq!(capacity_of(vec![10], 1), 10);
+        assert_eq!(capacity_of(vec![10, 10, 10], 1), 20);
+        assert_eq!(capacity_of(vec![10, 10, 10], 3), 10);
+        assert_eq!(capacity_of(vec![10, 10, 10, 10], 3), 10);
+        assert_eq!(capacity_of(vec![10, 10], 3), 10);
     }
 }

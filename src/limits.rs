@@ -60,6 +60,8 @@ pub const WRITE_PATCHES_MAX: usize = 64;
 pub const SESSION_WINDOW: u64 = 1024;
 /// Most sessions known at once.
 pub const SESSIONS_MAX: usize = 4096;
+/// Longest name of a fault zone.
+pub const ZONE_BYTES_MAX: usize = 255;
 /// Most nodes of one cluster.
 pub const NODES_MAX: usize = 1024;
 /// Placement groups of a cluster.
@@ -266,8 +268,9 @@ pub const FSCK_WALKS_MAX: u32 = 6;
 pub const FSCK_GARBAGE_AFTER: Duration = Duration::from_millis(1000);
 /// It looks this often whether what is being repaired gets on.
 pub const FSCK_LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// Voters wanted once there are as many nodes.
+/// Voters wanted once there are as many nodes, and once there are many.
 pub const VOTERS: usize = 3;
+pub const VOTERS_MAX: usize = 5;
 /// Largest run of log entries in one Raft message, and largest single entry.
 pub const RAFT_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Unacknowledged appends to one follower.
@@ -290,6 +293,8 @@ pub const NODE_PAUSE_MIN: Duration = Duration::from_millis(700);
 pub const PING_TIMEOUT: Duration = Duration::from_millis(600);
 /// Between two rounds of asking for a leader.
 pub const JOIN_RETRY: Duration = Duration::from_millis(200);
+/// A node that waits for a cluster to be formed says why again after this long.
+pub const FORMING_SAY_INTERVAL: Duration = Duration::from_secs(10);
 /// A joining node waits this long for the vote that is wanting, then serves without.
 pub const VOTE_WAIT_MAX: Duration = Duration::from_secs(8);
 /// A leader looks at all that there is to do this often, or when something changed.
@@ -434,6 +439,7 @@ pub const SUSPECT_PAGES_MAX_AGE: Duration = Duration::from_millis(50);
 
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
+const _: () = assert!(VOTERS % 2 == 1 && VOTERS_MAX == VOTERS + 2);
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);

@@ -36,7 +36,16 @@ struct Cluster {
 impl Cluster {
     fn new(seed: u64, nodes: usize) -> Cluster {
         let speed = Speed { latency_ns: 20_000, jitter_ns: 30_000, ns_per_byte: 1 };
-        let plan = Plan { seed, nodes: vec![256 << 20; nodes], clients: 1, speed, ..Plan::draw(0).calm() };
+        let plan = Plan {
+            seed,
+            nodes: vec![256 << 20; nodes],
+            listed: false,
+            replicas: 2,
+            zones: vec![""; nodes],
+            clients: 1,
+            speed,
+            ..Plan::draw(0).calm()
+        };
         let mut run = Run::new(plan, None);
         run.world.echoes = 0;
         run.world.caches = false;

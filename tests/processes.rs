@@ -230,10 +230,34 @@ fn what_is_not_built_says_not_yet() {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
-    for line in ["--peers 127.0.0.1:1,127.0.0.1:2", "--zone a", "--replicas 3", "--http 127.0.0.1:0", "--secret-file f"] {
+    for line in ["--http 127.0.0.1:0", "--secret-file f"] {
         let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
+}
+
+#[test]
+fn replicas_and_zone_of_real_nodes_are_kept_and_shown() {
+    let options = Options { extra: vec!["--replicas", "3", "--zone", "rack7"], ..Options::default() };
+    let mut cluster = Cluster::start_with(4, options);
+    let bytes = random_bytes(5, 3 * MIB);
+    cluster.dfs_input(&["put", "-", "/a"], &bytes).ok();
+    let located = String::from_utf8(cluster.dfs_ok(&["locate", "/a"])).expect("UTF-8");
+    assert!(located.lines().count() >= 3 && located.lines().all(|line| line.matches('@').count() == 3), "{located}");
+    let status = String::from_utf8(cluster.dfs_ok(&["status"])).expect("UTF-8");
+    assert!(status.contains("each on 3 nodes") && status.contains("ZONE") && status.contains("rack7"), "{status}");
+    // Three copies bear two deaths, one after the other.
+    for index in [3, 2] {
+        cluster.nodes[index].signal(libc::SIGKILL);
+        cluster.nodes[index].wait(Duration::from_secs(10));
+        assert!(cluster.dfs_ok(&["cat", "/a"]) == bytes);
+        wait_until(Duration::from_secs(20), "the death is noticed", || {
+            let status = String::from_utf8(cluster.dfs_ok(&["status"])).expect("UTF-8");
+            status.lines().filter(|line| line.contains(" dead ")).count() == 4 - index
+        });
+    }
+    let status = String::from_utf8(cluster.dfs_ok(&["status"])).expect("UTF-8");
+    assert!(status.contains("degraded: 2 of 3 storage nodes"), "{status}");
 }
 
 #[test]
@@ -242,6 +266,12 @@ fn wrong_usage_exits_with_2() {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert_eq!(finished.code(), 2, "{line}");
         assert!(finished.output.stdout.is_empty() && !finished.stderr().is_empty(), "{line}");
+    }
+    for line in ["--replicas 0", "--replicas 9", "--replicas two", "--zone="] {
+        let finished = run("dfs-node", &line.split(' ').collect::<Vec<_>>(), None);
+        assert_eq!(finished.code(), 2, "{line}");
+        let option = line.split([' ', '=']).next().expect("a word");
+        assert!(finished.output.stdout.is_empty() && finished.stderr().contains(option), "{line}: {}", finished.stderr());
     }
     for program in ["dfs-node", "dfs-mount"] {
         assert_eq!(run(program, &["--nonsense"], None).code(), 2, "{program}");
@@ -400,4 +430,39 @@ fn a_node_is_not_harmed_unless_it_was_started_for_that() {
         assert!(!help.contains("debug-faults") && !help.contains("Harm"), "{help}");
     }
     assert_eq!(cluster.dfs(&["debug", "flip", "xyz"]).code(), 2);
+}
+
+/// The same command line on every machine, in any order; and again for a node that was killed.
+#[test]
+fn listed_peers_form_one_cluster_and_come_back_to_it() {
+    let temp = TempDir::new();
+    let mut free: Vec<u16> = (0..3).map(|_| free_port()).collect();
+    // The first is the one that founds, and knows what is waited for.
+    free.sort_unstable();
+    let ports: Vec<String> = free.into_iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let list = ports.join(",");
+    let spawn = |at: usize, round: usize| {
+        let arguments = ["--listen", &ports[at], "--peers", &list, "--memory", "64MiB", "--zone", ["a", "b", "c"][at]];
+        Starting::spawn(&arguments, &temp.path().join(format!("node{at}-{round}.log")))
+    };
+    let (last, first) = (spawn(2, 0), spawn(0, 0));
+    assert!(last.is_ready_within(Duration::from_secs(2)).is_none(), "nothing forms before all are up");
+    let status = String::from_utf8(dfs_with(&ports[0], &["status"], None).ok()).expect("UTF-8");
+    assert!(status.contains("no cluster yet") && status.contains(&ports[1]), "{status}");
+    let refused = dfs_with(&ports[0], &["--op-timeout", "9.5s", "put", "-", "/early"], Some(b"x"));
+    assert!(!refused.failed().is_empty());
+    let mut nodes = vec![first, spawn(1, 0), last].into_iter().map(Starting::ready).collect::<Vec<_>>();
+    assert!(nodes.iter().all(|node| node.cluster == nodes[0].cluster));
+    dfs_with(&ports[1], &["put", "-", "/a"], Some(b"in a formed cluster")).ok();
+    // The founder is no more than the others from now on.
+    nodes[0].kill();
+    let again = spawn(0, 1).ready();
+    assert_eq!(again.cluster, nodes[1].cluster);
+    assert_eq!(dfs_with(&ports[0], &["cat", "/a"], None).ok(), b"in a formed cluster");
+
+    let own = format!("127.0.0.1:{}", free_port());
+    let refused = run("dfs-node", &["--listen", &own, "--peers", &list], None);
+    assert_eq!(refused.code(), 2);
+    assert!(refused.stderr().contains(&own) && refused.stderr().contains(&list), "{}", refused.stderr());
+    assert_eq!(refused.stderr().lines().count(), 1, "{}", refused.stderr());
 }

@@ -5,12 +5,15 @@ mod sim;
 use dfs::client;
 use dfs_node::node::Sabotage;
 
+use sim::forming;
 use sim::plan::Plan;
 use sim::run::{Report, Run, caught, run_client_seed, run_seed};
 use sim::scripts::{
-    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, the_leader_is_cut_off_for_a_moment, upload_races_deletion,
+    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, as_many_copies_as_asked_for, copies_lie_apart,
+    the_leader_is_cut_off_for_a_moment, upload_races_deletion,
 };
 use sim::workload::Stats;
+use sim::world::{Death, SECOND};
 
 /// Seeds that every `cargo test` runs.
 const FIXED_SEEDS: u64 = 60;
@@ -117,6 +120,77 @@ fn a_name_that_was_changed_is_not_believed_by_another_mount() {
     }
 }
 
+#[test]
+fn copies_lie_in_different_zones_also_when_a_node_dies() {
+    for seed in 0..4 {
+        caught(|| copies_lie_apart(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_chunk_has_as_many_copies_as_asked_for() {
+    for (seed, replicas) in [(0, 1), (1, 1), (2, 3), (3, 3)] {
+        caught(|| as_many_copies_as_asked_for(Plan::draw(seed), replicas)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+/// Runs a script about `--peers` with many seeds; each decides about speeds, order and lengths.
+fn formations(seeds: u64, script: impl Fn(u64)) {
+    for seed in 0..number("DFS_SEEDS").unwrap_or(seeds) {
+        caught(|| script(seed)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn listed_peers_form_a_cluster_in_whatever_order_they_start() {
+    formations(12, forming::in_any_order);
+}
+
+#[test]
+fn a_founder_that_dies_before_all_are_in_is_forgotten() {
+    formations(24, |seed| {
+        let death = if seed % 2 == 0 { Death::Killed } else { Death::Silent };
+        forming::the_founder_dies(seed, (seed / 2 % 3) as usize, death);
+    });
+}
+
+#[test]
+fn nobody_is_served_before_all_listed_peers_are_in() {
+    formations(12, |seed| forming::a_peer_restarts_meanwhile(seed, (1 + seed % 20) * SECOND));
+}
+
+#[test]
+fn peers_with_different_lists_form_nothing() {
+    formations(6, forming::lists_differ);
+}
+
+#[test]
+fn no_second_cluster_forms_beside_one_that_is_cut_off() {
+    formations(12, forming::one_is_cut_off_while_others_restart);
+}
+
+#[test]
+fn a_cluster_that_was_formed_is_not_forgotten_by_who_has_not_heard_of_it() {
+    let (came, not) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    formations(40, |seed| {
+        let count = if forming::one_has_not_heard_that_it_was_formed(seed) { &came } else { &not };
+        count.set(count.get() + 1);
+    });
+    assert!(came.get() > not.get(), "it came to that with {} seeds, and with {} not", came.get(), not.get());
+}
+
+#[test]
+fn one_cluster_forms_whatever_happens_meanwhile() {
+    formations(80, |seed| _ = forming::random_faults(seed, false));
+}
+
+#[test]
+fn two_clusters_never_live_beside_each_other() {
+    let formed = std::cell::Cell::new(0);
+    formations(80, |seed| formed.set(formed.get() + forming::random_faults(seed, true)));
+    assert!(formed.get() > 0);
+}
+
 /// Shows that the checks catch a planted bug, by what it does: by the seed that is known to, else by whichever does first.
 fn planted_by(name: &str, run: impl Fn(u64) -> Result<Report, String>, known: u64, evidence: &[&str]) {
     for seed in std::iter::once(known).chain(0..300) {
@@ -215,4 +289,11 @@ fn planted_chain_ignored() {
 #[test]
 fn planted_attributes_overtake() {
     planted_in_watched_file(client::Sabotage::AttributesOvertake, 0);
+}
+
+#[test]
+fn one_formation() {
+    if let Some(seed) = number("DFS_SEED") {
+        forming::random_faults(seed, false);
+    }
 }

@@ -11,16 +11,16 @@ use dfs::status::Status;
 use dfs::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, SessionId};
 use dfs::wire::codec;
 use dfs::wire::fsck::{Check, Checked, Flaw, Position, Rule, TablesSlice};
-use dfs::wire::message::{Body, DebugAction, Notice, Request, Response};
+use dfs::wire::message::{Allegiance, Body, DebugAction, Notice, Request, Response};
 use dfs::wire::namespace::{Op, Patch, Query, Source, WriteAt};
 
 const CLUSTER: ClusterId = ClusterId(0xabcdef);
 const SERVER: u64 = 11;
 const CLIENT: u64 = 22;
 /// Numbers of late variants, as they travel.
-const DEBUG: &str = "17000000";
-const CHECK: &str = "18000000";
-const CHECKED: &str = "0d000000";
+const DEBUG: &str = "18000000";
+const CHECK: &str = "19000000";
+const CHECKED: &str = "0e000000";
 
 fn hello(sender: u64, lane: Lane) -> Hello {
     Hello { cluster: CLUSTER, role: Role::Node, sender, lane, expect: None }
@@ -412,6 +412,15 @@ fn messages_keep_their_bytes() {
             "0".repeat(322)
         )
     );
+    assert_eq!(encode(&Body::Request(Request::Muster)), "0000000017000000");
+    let peers = vec!["a:1".parse().unwrap(), "unix:/b".parse().unwrap()];
+    let mustered = Response::Mustered { cluster: ClusterId(0), allegiance: Allegiance::None { peers } };
+    assert_eq!(
+        encode(&Body::Response(Ok(mustered))),
+        "01000000000000000d000000000000000000000000000000000000000000000002000000000000000000000001000000000000006101000100000002000000000000002f62"
+    );
+    let mustered = Response::Mustered { cluster: ClusterId(7), allegiance: Allegiance::Forming { founder: NodeId(5) } };
+    assert_eq!(encode(&Body::Response(Ok(mustered))), "01000000000000000d00000007000000000000000000000000000000010000000500000000000000");
     let hello = codec::encode(&hello(CLIENT, Lane::Bulk), 4096).unwrap();
     assert_eq!(hex(hello), "efcdab0000000000000000000000000000000000160000000000000001000000".to_string() + "00");
 

@@ -9,7 +9,12 @@ use dfs_node::args::Args;
 use dfs_node::event_loop::{self, Stop};
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    if let Err(line) = args.check_usage() {
+        eprintln!("dfs-node: {line}");
+        return ExitCode::from(2);
+    }
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(line) => {
             eprintln!("dfs-node: {line}");

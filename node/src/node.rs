@@ -6,6 +6,7 @@
 
 mod admission;
 mod claims;
+mod forming;
 mod fsck;
 mod gate;
 mod holds;
@@ -43,6 +44,7 @@ use crate::chunk::{ChunkStore, InstanceCheck};
 use crate::namespace::{Namespace, SpaceLimits};
 use crate::raft::{self, Group};
 
+use forming::Forming;
 use joining::{Joining, Stage};
 use leader::Leading;
 use leaving::Leaving;
@@ -57,6 +59,8 @@ pub enum Start {
     Bootstrap { replicas: u8 },
     /// Becomes a member of the cluster that answers at one of the addresses; never forms one.
     Join(Vec<Address>),
+    /// One of a fixed list: they form a cluster once all are up and none belongs to one; whoever finds one joins it.
+    Peers { peers: Vec<Address>, replicas: u8 },
 }
 
 /// A bug planted to show that the simulator finds it. Never set outside tests.
@@ -123,6 +127,10 @@ pub enum NodeOutput {
 #[derive(Clone, Debug)]
 enum Purpose {
     Join,
+    Muster {
+        round: u64,
+        address: Address,
+    },
     Ping(NodeId),
     FetchMap,
     Leave,
@@ -182,6 +190,7 @@ pub struct Node {
     placement: PlacementTable,
     stage: Stage,
     joining: Joining,
+    forming: Forming,
     leaving: Option<Leaving>,
     leading: Option<Leading>,
     waiters: Waiters,
@@ -209,6 +218,7 @@ impl Node {
         let chunks = ChunkStore::new(config.memory);
         let joining = Joining::new(&config, now);
         let repair = repair::Repair::new(config.rate);
+        let forming = Forming::new(&config.start, &config.address, now);
         let mut node = Node {
             config,
             id,
@@ -229,6 +239,7 @@ impl Node {
             placement: PlacementTable::new(),
             stage: Stage::Joining,
             joining,
+            forming,
             leaving: None,
             leading: None,
             waiters: Waiters::default(),
@@ -507,6 +518,7 @@ impl Node {
             return;
         }
         self.map = map.clone();
+        self.forming.note_map(map, self.namespace.applied());
     }
 
     /// The peer of a member by its id, if its address is known.
@@ -555,6 +567,9 @@ impl Node {
     fn on_response(&mut self, purpose: Purpose, from: NodeId, response: Response, payload: Bytes) {
         match (purpose, response) {
             (Purpose::Join, Response::Joined { map }) => self.on_joined(&map),
+            (Purpose::Muster { round, address }, Response::Mustered { cluster, allegiance }) => {
+                self.on_mustered(round, &address, forming::Answer::Stands { node: from, cluster, allegiance });
+            }
             (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, full, scrubbed, .. }) => {
                 let own = self.map.epoch;
                 if let Some(leading) = &mut self.leading {
@@ -588,6 +603,7 @@ impl Node {
     fn on_failure(&mut self, purpose: Purpose, failure: Failure) {
         match purpose {
             Purpose::Join => self.on_join_refused(failure),
+            Purpose::Muster { round, address } => self.on_mustered(round, &address, Node::muster_failure(failure.status)),
             Purpose::Ping(node) => {
                 if let Some(leading) = &mut self.leading {
                     leading.on_ping_failed(node);
@@ -644,7 +660,9 @@ impl Node {
         for node in self.others_living() {
             self.tell(node, Notice::Map(self.map.clone()), Bytes::new());
         }
-        let clients = self.incoming.iter().filter(|(_, peer)| peer.role == Role::Client && peer.lane == Lane::Control);
+        // Of a cluster that may still be forgotten clients hear nothing.
+        let told = !self.map.is_forming();
+        let clients = self.incoming.iter().filter(|(_, peer)| told && peer.role == Role::Client && peer.lane == Lane::Control);
         for (&link, _) in clients {
             let frame = Frame { request: 0, body: Body::Notice(Notice::Map(self.map.clone())), payload: Bytes::new() };
             self.outputs.push_back(NodeOutput::Link(LinkAction::Send { link, frame }));

@@ -388,6 +388,75 @@ fn the_tree_survives_its_leader_and_a_new_voter_takes_the_place() {
     assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "equal states");
 }
 
+/// Nodes that are all ready and vote as they should.
+fn grown(seed: u64, nodes: u16) -> World {
+    let mut world = World::new(seed);
+    world.start(1, Start::Bootstrap { replicas: 2 });
+    (2..=nodes).for_each(|port| world.join(port, &[1]));
+    world.until("all ready", |world| world.nodes.values().all(|(node, _)| node.is_ready()));
+    assert!(living_voters(&world, 5), "ready means that five vote");
+    world.ask(Request::OpenSession { caches: false }).unwrap();
+    world
+}
+
+/// Who leads knows so many voters, all of them alive, and no change of them is under way.
+fn living_voters(world: &World, count: usize) -> bool {
+    world.leader().is_some_and(|leader| {
+        let map = world.nodes[&leader].0.map();
+        let settled = world.nodes[&leader].0.group().is_some_and(|group| !group.configuration().is_joint());
+        settled && map.voters.len() == count && map.voters.iter().all(|&voter| world.nodes.values().any(|(node, _)| node.id() == voter))
+    })
+}
+
+#[test]
+fn of_five_voters_two_may_die_at_once_and_then_another() {
+    for seed in 0..6 {
+        let mut world = grown(40 + seed, 5);
+        let ino = world.create("kept", false);
+        let leader = world.leader().unwrap();
+        // Now and then the leader is one of them.
+        let first = if seed % 2 == 0 { leader } else { leader % 5 + 1 };
+        let second = (leader + 1) % 5 + 1;
+        world.kill(first);
+        world.kill(second);
+        assert_eq!(world.lookup("kept"), Ok(ino));
+        let report = |world: &World| world.nodes[&world.leader().unwrap()].0.map().degraded();
+        world.until("the deaths are noticed", |world| {
+            world.leader().is_some() && report(world).is_some_and(|text| text.starts_with("3 of 5 namespace voters"))
+        });
+        world.until("three are left to vote", |world| living_voters(world, 3));
+        assert_eq!(report(&world), None);
+        let third = world.leader().unwrap();
+        world.kill(third);
+        assert_eq!(world.lookup("kept"), Ok(ino));
+        for port in [first, second, third] {
+            world.join(port, &[1, 2, 3, 4, 5]);
+        }
+        world.until("all are back", |world| world.nodes.len() == 5 && world.nodes.values().all(|(node, _)| node.is_ready()));
+        world.until("five vote again", |world| living_voters(world, 5));
+    }
+}
+
+#[test]
+fn a_sixth_node_takes_the_place_of_a_dead_voter() {
+    let mut world = grown(50, 6);
+    let voting = |world: &World, port: u16| world.nodes[&1].0.map().voters.contains(&world.nodes[&port].0.id());
+    let spare = (1..=6).find(|&port| !voting(&world, port)).unwrap();
+    let victim = (2..=6).find(|&port| port != spare && Some(port) != world.leader()).unwrap();
+    world.kill(victim);
+    world.until("the spare votes", |world| living_voters(world, 5));
+    assert!(world.nodes[&world.leader().unwrap()].0.map().voters.contains(&world.nodes[&spare].0.id()));
+    // With another death there is no spare: four of five are enough.
+    let another = (2..=6).find(|&port| world.nodes.contains_key(&port) && Some(port) != world.leader()).unwrap();
+    let gone = world.nodes[&another].0.id();
+    world.kill(another);
+    world.until("noticed", |world| world.leader().is_some_and(|leader| !world.nodes[&leader].0.map().is_living(gone)));
+    world.run(limits::VOTER_REPLACE_AFTER);
+    let map = world.nodes[&world.leader().unwrap()].0.map();
+    assert_eq!((map.voters.len(), map.degraded()), (5, None));
+    world.create("more", false);
+}
+
 #[test]
 fn a_request_sent_again_to_the_next_leader_happens_once() {
     let mut world = World::three(4);

@@ -139,7 +139,7 @@ fn what_is_wrong_is_said_in_one_line() {
     let (code, text) = refused(&format!("--listen {}", node.address()));
     assert_eq!(code, 1);
     assert!(text.lines().count() == 1 && text.contains("in use") && text.contains("--listen"), "{text}");
-    for line in ["--zone a", "--replicas 3", "--listen 10.0.0.1:7400", "--secret-file x"] {
+    for line in ["--http 127.0.0.1:1", "--listen 10.0.0.1:7400", "--secret-file x"] {
         let (code, text) = refused(line);
         assert_eq!((code, text.lines().count()), (1, 1), "{text}");
     }

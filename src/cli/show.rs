@@ -206,15 +206,18 @@ pub fn status_text(report: &StatusReport) -> String {
     let mut out = format!("cluster  {}, epoch {}, term {}, leader {leader}\n", report.cluster, report.epoch.0, report.term.0);
     out += &format!("health   {health}\n");
     let chunks = report.referenced_chunks;
-    out += &format!("stored   {} in {chunks} chunks, each on {} nodes\n", size_text(report.referenced_bytes), report.replicas);
+    let nodes = if report.replicas == 1 { "node" } else { "nodes" };
+    out += &format!("stored   {} in {chunks} chunks, each on {} {nodes}\n", size_text(report.referenced_bytes), report.replicas);
     out += &format!("repair   {}\n", repair_text(&report.repair));
     let names = size_text(report.namespace_bytes);
     out += &format!("tree     {} inodes, {names}, {} sessions, applied {}\n", report.inodes, report.sessions.len(), report.applied);
     if !report.from_leader {
         out += &format!("note     this is the view of node {}, which does not lead; numbers may be incomplete\n", report.node);
     }
+    let zoned = report.members.iter().any(|node| !node.member.zone.is_empty());
     let head = ["ADDRESS", "NODE", "STATE", "ROLE", "STORED", "CHUNKS", "MEMORY", "RESIDENT", "SCRUBBED", "CORRUPT", "SILENT"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
+    rows[0].extend(zoned.then(|| "ZONE".to_string()));
     for node in &report.members {
         let role = if node.leader {
             "leader"
@@ -223,7 +226,7 @@ pub fn status_text(report: &StatusReport) -> String {
         } else {
             "-"
         };
-        rows.push(vec![
+        let mut row = vec![
             node.member.address.to_string(),
             node.member.id.to_string(),
             state_text(node.member.state).to_string(),
@@ -235,7 +238,10 @@ pub fn status_text(report: &StatusReport) -> String {
             size_text(node.scrubbed.bytes),
             node.scrubbed.corrupt.to_string(),
             node.silent_ms.map_or("-".to_string(), |millis| format!("{millis}ms")),
-        ]);
+        ];
+        let zone = if node.member.zone.is_empty() { "-" } else { &node.member.zone };
+        row.extend(zoned.then(|| zone.to_string()));
+        rows.push(row);
     }
     out + "\n" + &table(&rows)
 }
@@ -269,6 +275,7 @@ pub fn status_json(report: &StatusReport) -> Value {
             "address": node.member.address.to_string(),
             "node": node.member.id.to_string(),
             "state": state_text(node.member.state),
+            "zone": node.member.zone,
             "voter": node.voter,
             "leader": node.leader,
             "stored": node.stored,

@@ -15,6 +15,7 @@ use crate::xattr::{CAPABILITY, XattrFlags};
 mod behind;
 mod cached;
 mod control;
+mod zones;
 
 #[derive(Default)]
 struct Node {
@@ -97,6 +98,7 @@ impl World {
             members: members.collect(),
             voters: (100..103).map(NodeId).collect(),
             had_three: true,
+            awaited: Vec::new(),
         };
         let config = Config { caches, behind, ..Config::new((0..3).map(address).collect(), SessionId(77)) };
         let now = Time(1_000_000_000);

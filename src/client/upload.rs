@@ -180,7 +180,8 @@ impl Core {
         self.arm(at.min(upload.deadline), Alarm::Upload(id));
     }
 
-    /// Sends to the next `count` nodes in the chunk's order, those that answer before those that were silent.
+    /// Sends to the next `count` nodes in the chunk's order: those that answer before those that were silent, and among them those of a
+    /// zone that holds no copy yet before the others, as the order itself has it while nobody is passed over.
     fn ask_owners(&mut self, now: Time, id: u64, count: usize) {
         let upload = &self.uploads[&id];
         // What belongs to no session that the cluster knows is garbage: a node would drop it after having given its receipt.
@@ -191,9 +192,21 @@ impl Core {
         let order = self.placement.order(map, placement::group_of(&upload.hash));
         let mut left: Vec<NodeId> =
             order.iter().copied().filter(|node| !upload.tried.contains(node) && !upload.receipts.contains(node)).collect();
-        left.sort_by_key(|node| self.loads.get(node).is_some_and(|load| load.suspect_until > now));
+        let zone = |node: &NodeId| map.member(*node).map(|member| member.zone.clone()).filter(|zone| !zone.is_empty());
+        let silent = |node: &NodeId| self.loads.get(node).is_some_and(|load| load.suspect_until > now);
+        let at_work = upload.pending.values().map(|attempt| attempt.node).filter(|node| !silent(node));
+        let mut covered: BTreeSet<String> = upload.receipts.iter().copied().chain(at_work).filter_map(|node| zone(&node)).collect();
+        let mut chosen = Vec::new();
+        while chosen.len() < count
+            && let Some(best) =
+                (0..left.len()).min_by_key(|&at| (silent(&left[at]), zone(&left[at]).is_some_and(|zone| covered.contains(&zone)), at))
+        {
+            let node = left.remove(best);
+            covered.extend(zone(&node));
+            chosen.push(node);
+        }
         let epoch = map.epoch;
-        for node in left.into_iter().take(count) {
+        for node in chosen {
             self.put(now, id, node, epoch);
         }
     }

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::status::Status;
 use crate::types::{Address, ByteRange, InodeId, Name, Rights, Timestamp};
 use crate::wire::fsck::{Check, Checked, Position};
-use crate::wire::message::{Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
+use crate::wire::message::{Allegiance, Body, Failure, Grant, Notice, RaftMessage, Recall, Request, Response, StatusReport};
 use crate::wire::namespace::{Answer, ChunkClaim, ChunkPlace, Extent, NewKind, Op, Patch, Query, SetTime, Source, WriteAt};
 use crate::xattr::XattrName;
 
@@ -94,7 +94,8 @@ fn request(request: &Request) -> Result<(), Status> {
         | Request::Suspect { .. }
         | Request::Identify
         | Request::Leave
-        | Request::Debug(_) => Ok(()),
+        | Request::Debug(_)
+        | Request::Muster => Ok(()),
     }
 }
 
@@ -148,6 +149,11 @@ fn response(response: &Response) -> Result<(), Status> {
         }
         Response::Identity { address, .. } => self::address(address),
         Response::Checked(checked) => self::checked(checked),
+        Response::Mustered { allegiance: Allegiance::None { peers }, .. } => {
+            require(peers.len() <= limits::NODES_MAX)?;
+            peers.iter().try_for_each(self::address)
+        }
+        Response::Mustered { .. } => Ok(()),
         Response::Audited { verdicts } => require(verdicts.len() <= limits::UPLOADS_LIST_MAX),
         Response::Done | Response::Map(None) | Response::Receipt { .. } | Response::Pong { .. } | Response::Copied { .. } => Ok(()),
     }
@@ -266,6 +272,7 @@ fn place(place: &ChunkPlace) -> Result<(), Status> {
 
 fn map(map: &ClusterMap) -> Result<(), Status> {
     require(map.is_well_formed())?;
+    map.awaited.iter().try_for_each(address)?;
     map.members.iter().try_for_each(member)
 }
 

@@ -98,6 +98,8 @@ pub enum Request {
     Copied { items: Vec<(ChunkHash, Instance)> },
     /// Node to leader: I am leaving, replace me.
     Leave,
+    /// Node to node: do you belong to a cluster? Asked while one is being formed from a fixed list.
+    Muster,
 
     // --- clients to any node
     /// Harm the node, or hurry it; `NotPermitted` unless it was started to bear that.
@@ -202,7 +204,23 @@ pub enum Response {
     Audited {
         verdicts: Vec<Verdict>,
     },
+    /// `cluster`: the one that the node belongs to, 0 for none.
+    Mustered {
+        cluster: ClusterId,
+        allegiance: Allegiance,
+    },
     Checked(Checked),
+}
+
+/// Where a node stands while a cluster is being formed from a fixed list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Allegiance {
+    /// It belongs to no cluster. `peers`: the list that it was started with, sorted; empty if with none.
+    None { peers: Vec<Address> },
+    /// It has joined a cluster that, as far as it knows, is still being formed by this founder.
+    Forming { founder: NodeId },
+    /// It belongs to a cluster that was formed.
+    Formed,
 }
 
 /// Rights that the session has from this answer on, in addition to those it has already. A client that knows a higher term discards it.

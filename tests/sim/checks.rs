@@ -129,7 +129,7 @@ pub fn unrest(world: &World, expected: &Expected) -> Option<String> {
         return Some(format!("the map has {living:?} living, in fact there are {ids:?} of {}", expected.nodes));
     }
     let voters: BTreeSet<NodeId> = map.voters.iter().copied().collect();
-    if voters.len() != 3 || !voters.is_subset(&ids) {
+    if voters.len() != dfs::cluster_map::voters_wanted(ids.len()) || !voters.is_subset(&ids) {
         return Some(format!("voters are {voters:?} of {ids:?}"));
     }
     unrest_of_chunks(leader, &nodes, expected)

@@ -2,6 +2,7 @@
 
 pub mod checks;
 pub mod files;
+pub mod forming;
 pub mod kernel;
 pub mod linear;
 pub mod network;

@@ -95,6 +95,12 @@ pub struct Plan {
     pub seed: u64,
     /// Memory of each node; 0 only votes.
     pub nodes: Vec<u64>,
+    /// Whether the nodes form from a fixed list, and come back by it; otherwise one bootstraps and the others join.
+    pub listed: bool,
+    /// Copies of each chunk.
+    pub replicas: u8,
+    /// Zone of each node; empty where none is named.
+    pub zones: Vec<&'static str>,
     pub clients: usize,
     pub actors_per_client: usize,
     pub speed: Speed,
@@ -135,7 +141,24 @@ impl Plan {
         let actors_per_client = 1 + random.below(2) as usize;
         // By the number, so that a seed means the same as before there were mounts.
         let mounts = matches!(seed % 6, 3 | 4);
-        Plan { seed, nodes, clients, actors_per_client, speed, faults, length, write_max, mounts, attrition }
+        let zones = (0..count).map(|node| if seed % 7 == 3 { ["east", "west", "north"][node % 3] } else { "" }).collect();
+        // One copy would not survive the faults.
+        let replicas = if seed % 9 == 7 && nodes.iter().filter(|&&memory| memory > 0).count() > 3 { 3 } else { limits::REPLICAS_DEFAULT };
+        Plan {
+            seed,
+            nodes,
+            listed: seed % 4 == 1,
+            replicas,
+            zones,
+            clients,
+            actors_per_client,
+            speed,
+            faults,
+            length,
+            write_max,
+            mounts,
+            attrition,
+        }
     }
 
     /// The same cluster without any fault.

@@ -120,7 +120,7 @@ impl Run {
             address: address(host),
             memory: self.plan.nodes[host],
             rate: None,
-            zone: String::new(),
+            zone: self.plan.zones.get(host).copied().unwrap_or_default().into(),
             start,
             id: reused.then_some(NodeId(host as u64 + 1)),
             sabotage: self.sabotage,
@@ -455,10 +455,16 @@ impl Run {
         match host.checked_sub(self.plan.nodes.len()) {
             Some(client) => _ = self.start_client(client),
             None => {
-                let addresses = self.addresses();
-                self.start_node(host, Start::Join(addresses));
+                let start = self.joining();
+                self.start_node(host, start);
             }
         }
+    }
+
+    /// How a node starts that finds a cluster, or is one of a list.
+    fn joining(&self) -> Start {
+        let addresses = self.addresses();
+        if self.plan.listed { Start::Peers { peers: addresses, replicas: self.plan.replicas } } else { Start::Join(addresses) }
     }
 
     fn kill_client(&mut self, client: usize, back_after: u64) {
@@ -478,13 +484,13 @@ impl Run {
 
     /// Starts all nodes and waits until they are one cluster.
     pub fn form(&mut self) {
-        let addresses = self.addresses();
         // In any order.
         let mut hosts: Vec<Host> = (0..self.plan.nodes.len()).collect();
         while !hosts.is_empty() {
             let host = hosts.swap_remove(self.world.random.below(hosts.len() as u64) as usize);
-            let founder = Start::Bootstrap { replicas: limits::REPLICAS_DEFAULT };
-            self.start_node(host, if host == 0 { founder } else { Start::Join(addresses.clone()) });
+            let founder = Start::Bootstrap { replicas: self.plan.replicas };
+            let start = if host == 0 && !self.plan.listed { founder } else { self.joining() };
+            self.start_node(host, start);
             let pause = self.world.random.below(500 * MILLISECOND);
             self.run_for(pause);
         }
@@ -498,7 +504,7 @@ impl Run {
     pub fn expected(&self, linger: bool) -> Expected {
         Expected {
             nodes: self.plan.nodes.len(),
-            copies: limits::REPLICAS_DEFAULT as usize,
+            copies: self.plan.replicas as usize,
             tight: self.plan.is_tight(),
             dead_sessions: if linger { self.killed_sessions.clone() } else { BTreeSet::new() },
         }

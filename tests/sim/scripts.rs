@@ -11,7 +11,7 @@ use super::network::{Pid, Speed};
 use super::plan::{Fault, LEADER, Plan};
 use super::run::Run;
 use super::workload::{create, name};
-use super::world::{MILLISECOND, SECOND};
+use super::world::{Death, MILLISECOND, SECOND};
 
 fn file(run: &mut Run, client: Pid, text: &str) -> InodeId {
     match run.call(client, create(ROOT, text, NewKind::File, 0)) {
@@ -151,5 +151,75 @@ pub fn a_name_that_comes_and_goes_is_watched(plan: Plan, sabotage: Option<Sabota
             _ = run.wait(other);
         }
         run.run_for(200 * MILLISECOND);
+    }
+}
+
+/// Four nodes in two zones: the copies of what a client writes lie in both, before and after a node has died.
+pub fn copies_lie_apart(plan: Plan) {
+    let (nodes, zones) = (vec![256 << 20; 4], vec!["east", "east", "west", "west"]);
+    let mut run = Run::new(Plan { nodes, zones, ..plan.calm() }, None);
+    run.form();
+    let client = run.start_client(0);
+    let put = |run: &mut Run, from: u8| {
+        for number in from..from + 40 {
+            let ino = file(run, client, &format!("file{number}"));
+            let bytes: Vec<u8> = (0..40_000u32).map(|at| (at % 251) as u8 ^ number).collect();
+            run.call(client, write(ino, &Bytes::from(bytes))).expect("a write");
+            run.call(client, Call::Flush).expect("a flush");
+        }
+    };
+    put(&mut run, 0);
+    let chunks = check_apart(&run);
+    assert!(chunks >= 40, "{chunks} chunks");
+    // The bytes that are written now lie apart although one owner of some of them does not answer, and later is counted out.
+    let died = run.world.pid_on(3).expect("it runs");
+    run.world.kill(died, Death::Silent);
+    put(&mut run, 40);
+    assert!(check_apart(&run) >= 80);
+    run.run_for(5 * SECOND);
+    put(&mut run, 80);
+    assert!(check_apart(&run) >= 120);
+}
+
+/// Every chunk is held in two zones. Gives their number.
+fn check_apart(run: &Run) -> usize {
+    let leader = run.world.nodes().map(|(_, node)| node).find(|node| node.leads().is_some()).expect("a leader");
+    let zone = |holder| leader.map().member(holder).map(|member| member.zone.clone()).expect("a member");
+    let places: Vec<_> = leader.namespace().chunk_places().collect();
+    for place in &places {
+        let zones: std::collections::BTreeSet<String> = place.holders.iter().map(|holder| zone(*holder)).collect();
+        assert_eq!(zones.len(), 2, "{:?} lies on {:?} of {:?}", place.hash, place.holders, leader.map());
+    }
+    places.len()
+}
+
+/// One copy, or three: each chunk lies on as many nodes as was asked for, `df` counts so, and three bear two deaths.
+pub fn as_many_copies_as_asked_for(plan: Plan, replicas: u8) {
+    let (nodes, zones) = (vec![64 << 20; 4], vec![""; 4]);
+    let mut run = Run::new(Plan { nodes, zones, replicas, ..plan.calm() }, None);
+    run.form();
+    let client = run.start_client(0);
+    let mut files = Vec::new();
+    for number in 0..20u8 {
+        let ino = file(&mut run, client, &format!("file{number}"));
+        let bytes: Bytes = (0..100_000u32).map(|at| (at % 249) as u8 ^ number).collect::<Vec<u8>>().into();
+        run.call(client, write(ino, &bytes)).expect("a write");
+        run.call(client, Call::Flush).expect("a flush");
+        files.push((ino, bytes));
+    }
+    let leader = |run: &Run| run.world.nodes().find(|(_, node)| node.leads().is_some()).map(|(pid, _)| pid).expect("a leader");
+    let state = run.world.processes[&leader(&run)].as_node().expect("a node");
+    let holders: Vec<usize> = state.namespace().chunk_places().map(|place| place.holders.len()).collect();
+    assert!(holders.len() >= 20 && holders.iter().all(|&count| count == replicas as usize), "{holders:?}");
+    // Three of the four nodes survive the largest.
+    assert_eq!(state.namespace().capacity(), 3 * (64 << 20) / u64::from(replicas));
+    assert_eq!(state.map().degraded(), None);
+    for _ in 1..replicas {
+        let died = leader(&run);
+        run.world.kill(died, Death::Killed);
+        run.run_for(10 * SECOND);
+        for (ino, bytes) in &files {
+            assert!(read(&mut run, client, *ino) == bytes, "a copy is left");
+        }
     }
 }

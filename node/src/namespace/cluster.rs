@@ -9,17 +9,19 @@ use dfs::wire::namespace::Replied;
 use super::Namespace;
 use super::command::Effect;
 
-const ZONE_BYTES_MAX: usize = 255;
-
 impl Namespace {
-    pub(super) fn found(&mut self, cluster: ClusterId, replicas: u8) -> Result<Replied, Status> {
+    pub(super) fn found(&mut self, cluster: ClusterId, replicas: u8, awaited: &[Address]) -> Result<Replied, Status> {
         if self.header.map.cluster != ClusterId::default() {
             return Err(Status::Conflict);
         }
-        if cluster == ClusterId::default() || !(1..=limits::HOLDERS_MAX).contains(&(replicas as usize)) {
+        if cluster == ClusterId::default() || awaited.len() > limits::NODES_MAX || !(1..=limits::HOLDERS_MAX).contains(&(replicas as usize))
+        {
             return Err(Status::InvalidArgument);
         }
         (self.header.map.cluster, self.header.map.replicas) = (cluster, replicas);
+        self.header.map.awaited = awaited.to_vec();
+        self.header.map.awaited.sort_unstable();
+        self.header.map.awaited.dedup();
         self.advance_epoch();
         Ok(Replied::Done)
     }
@@ -60,6 +62,8 @@ impl Namespace {
             Ok(index) => members[index] = member.clone(),
             Err(index) => members.insert(index, member.clone()),
         }
+        self.header.map.awaited.retain(|address| *address != member.address);
+        let members = &self.header.map.members;
         self.header.map.had_three |= members.iter().filter(|other| other.state != MemberState::Dead).count() >= 3;
         self.advance_epoch();
         Ok(Replied::Done)
@@ -71,16 +75,30 @@ impl Namespace {
         let index = members.binary_search_by_key(&node, |member| member.id).map_err(|_| Status::NotMember)?;
         if members[index].state != MemberState::Dead {
             members[index].state = MemberState::Dead;
+            let address = members[index].address.clone();
+            self.await_again(address);
             self.advance_epoch();
         }
         Ok(Replied::Done)
     }
 
     pub(super) fn remove_member(&mut self, node: NodeId) -> Result<Replied, Status> {
-        self.header.map.member(node).ok_or(Status::NotMember)?;
+        let address = self.header.map.member(node).ok_or(Status::NotMember)?.address.clone();
         self.drop_member(node);
+        self.await_again(address);
         self.advance_epoch();
         Ok(Replied::Done)
+    }
+
+    /// While the cluster is being formed, who is gone again has to come again.
+    fn await_again(&mut self, address: Address) {
+        let awaited = &mut self.header.map.awaited;
+        if !awaited.is_empty()
+            && awaited.len() < limits::NODES_MAX
+            && let Err(index) = awaited.binary_search(&address)
+        {
+            awaited.insert(index, address);
+        }
     }
 
     /// Takes a member off the map for good: its id is remembered, so that a late message of its life cannot bring it back.
@@ -106,7 +124,7 @@ fn check_member(member: &Member) -> Result<(), Status> {
         Address::Tcp { host, .. } => host.len() <= 255,
         Address::Unix(path) => path.as_os_str().len() <= 255,
     };
-    if member.id == NodeId(0) || member.state == MemberState::Dead || member.zone.len() > ZONE_BYTES_MAX || !address_fits {
+    if member.id == NodeId(0) || member.state == MemberState::Dead || member.zone.len() > limits::ZONE_BYTES_MAX || !address_fits {
         return Err(Status::InvalidArgument);
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What the log carries, and what applying it asks of the node around the namespace.
 
 use dfs::cluster_map::Member;
-use dfs::types::{ChunkHash, ClusterId, InodeId, Instance, NodeId, RequestNumber, SessionId, Timestamp};
+use dfs::types::{Address, ChunkHash, ClusterId, InodeId, Instance, NodeId, RequestNumber, SessionId, Timestamp};
 use dfs::wire::namespace::Op;
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +31,8 @@ impl Default for SpaceLimits {
 /// A replicated change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// Names the cluster; the first one counts.
-    Found { cluster: ClusterId, replicas: u8 },
+    /// Names the cluster; the first one counts. `awaited`: who must have joined before anybody is served.
+    Found { cluster: ClusterId, replicas: u8, awaited: Vec<Address> },
     /// The voters' smallest budget.
     SetLimits(SpaceLimits),
     /// Adds or changes a member; a new incarnation at a known address replaces the old one.

@@ -123,7 +123,7 @@ impl Namespace {
         }
         let now = self.header.time;
         match &entry.command {
-            Command::Found { cluster, replicas } => self.found(*cluster, *replicas).inspect(|_| self.date_root(now)),
+            Command::Found { cluster, replicas, awaited } => self.found(*cluster, *replicas, awaited).inspect(|_| self.date_root(now)),
             Command::SetLimits(limits) => {
                 self.header.limits = *limits;
                 Ok(Replied::Done)

@@ -38,7 +38,7 @@ impl World {
 
     fn with_limits(limits: SpaceLimits) -> World {
         let mut world = World { namespace: Namespace::new(limits), log: Vec::new(), number: 0, last: None };
-        world.apply(Command::Found { cluster: ClusterId(9), replicas: 2 }).unwrap();
+        world.apply(Command::Found { cluster: ClusterId(9), replicas: 2, awaited: Vec::new() }).unwrap();
         world.apply(Command::SetMember(member(1, 1))).unwrap();
         world.apply(Command::SetMember(member(2, 2))).unwrap();
         world.apply(Command::OpenSession { session: SESSION, caches: true }).unwrap();

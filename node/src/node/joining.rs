@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use dfs::cluster_map::{ClusterMap, MemberState};
+use dfs::cluster_map::{ClusterMap, MemberState, voters_wanted};
 use dfs::limits;
 use dfs::links::Peer;
 use dfs::status::Status;
@@ -56,13 +56,20 @@ impl Joining {
     pub fn new(config: &NodeConfig, now: Time) -> Self {
         let candidates = match &config.start {
             Start::Bootstrap { .. } => BTreeSet::new(),
-            Start::Join(addresses) => addresses.iter().filter(|&address| *address != config.address).cloned().collect(),
+            Start::Join(addresses) | Start::Peers { peers: addresses, .. } => {
+                addresses.iter().filter(|&address| *address != config.address).cloned().collect()
+            }
         };
         Joining { candidates, ask_at: now }
     }
 
     pub fn next_deadline(&self) -> Time {
         self.ask_at
+    }
+
+    /// Look around in this turn.
+    pub fn look_at(&mut self, now: Time) {
+        self.ask_at = now;
     }
 }
 
@@ -97,6 +104,7 @@ impl Node {
             return;
         }
         self.joining.ask_at = self.now + limits::JOIN_RETRY;
+        self.pursue_forming();
         let silent = self.now.since(self.leader_heard);
         match self.stage {
             Stage::Joining => self.ask_to_join(),
@@ -178,7 +186,7 @@ impl Node {
     }
 
     /// Comes back under a new id: those who counted the old one out must stay right. The chunks stay, and are asked about.
-    fn reincarnate(&mut self) {
+    pub(super) fn reincarnate(&mut self) {
         let old = self.id;
         self.id = NodeId(self.random.next_id());
         tracing::warn!(%old, new = %self.id, "no member any more; coming back as a new incarnation");
@@ -207,6 +215,11 @@ impl Node {
     /// Ready: a member whose log has caught up, and a voter if one is wanting. The vote is waited for only so long: without it
     /// the node serves as well.
     fn check_ready(&mut self, since: Time) {
+        if self.map.is_forming() {
+            // Nobody is served before all are in.
+            self.stage = Stage::CatchingUp { since: self.now };
+            return;
+        }
         let Some(group) = &self.group else { return };
         let heard = group.is_leader() || self.now.since(self.leader_heard) < limits::ELECTION_TIMEOUT;
         let caught_up = group.leader().is_some() && heard && group.applied_index() >= group.commit_index();
@@ -224,9 +237,10 @@ impl Node {
 
     /// Whether the namespace has fewer voters than it should, and this node is none.
     fn vote_is_wanting(&self) -> bool {
-        let living = self.map.members.iter().filter(|member| member.state != MemberState::Dead).count();
+        // Those that leave get no vote.
+        let staying = self.map.members.iter().filter(|member| member.state == MemberState::Live).count();
         let voting = self.map.voters.iter().filter(|&&voter| self.map.is_living(voter)).count();
-        living >= limits::VOTERS && voting < limits::VOTERS && !self.map.voters.contains(&self.id)
+        voting < voters_wanted(staying) && !self.map.voters.contains(&self.id)
     }
 }
 

@@ -316,11 +316,16 @@ impl Node {
     /// A new cluster gets its name, its first member, and the bound of its metadata.
     fn pursue_founding(&mut self) {
         if self.map.cluster.0 == 0 || self.namespace.map().cluster.0 == 0 {
-            let Start::Bootstrap { replicas } = self.config.start else { return };
+            let (replicas, awaited) = match &self.config.start {
+                Start::Bootstrap { replicas } => (*replicas, Vec::new()),
+                Start::Peers { replicas, .. } if self.forming.founded => (*replicas, self.forming.peers().iter().cloned().collect()),
+                Start::Peers { .. } | Start::Join(_) => return,
+            };
             let replicas = if self.sabotaged(Sabotage::OneReceipt) { 1 } else { replicas };
-            return self.pursue(Duty::Found, Command::Found { cluster: self.cluster, replicas });
+            return self.pursue(Duty::Found, Command::Found { cluster: self.cluster, replicas, awaited });
         }
-        if self.namespace.map().member(self.id).is_none() && matches!(self.config.start, Start::Bootstrap { .. }) {
+        let founds = matches!(self.config.start, Start::Bootstrap { .. }) || self.forming.founded;
+        if self.namespace.map().member(self.id).is_none() && founds {
             return self.pursue(Duty::Member, Command::SetMember(self.member()));
         }
         let limits = self.choose_limits();
@@ -400,12 +405,14 @@ impl Node {
             // A voter that is only silent may come back with its memory; one that was met anew cannot.
             let replaceable = !living
                 && (leading.proven_dead.contains(&member.id) || now.since(heard) >= limits::VOTER_REPLACE_AFTER - limits::NODE_DEAD_AFTER);
-            let caught_up = living && group.caught_up(member.id);
+            let caught_up = living && group.caught_up(member.id) && group.has(member.id, self.forming.formed_index);
             let leaving = member.state == MemberState::Leaving;
             standings.push(Standing { node: member.id, living, leaving, caught_up, replaceable });
         }
         leading.missed_since.retain(|node, _| self.map.member(*node).is_some_and(|member| member.state == MemberState::Dead));
-        let (voters, learners) = membership::plan_configuration(me, &present, &standings, membership::WANTED);
+        // While the cluster is being formed its founder alone votes, so that with the founder it is gone for certain.
+        let most = if self.map.is_forming() { 1 } else { limits::VOTERS_MAX };
+        let (voters, learners) = membership::plan_configuration(me, &present, &standings, most);
         if (voters == present.voters && learners == present.learners) || !leading.take_up(now, Duty::Configuration) {
             return;
         }

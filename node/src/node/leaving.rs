@@ -62,7 +62,8 @@ impl Node {
         if self.leaving.is_some() || self.stage == Stage::Stopped {
             return;
         }
-        if self.stage == Stage::Joining {
+        // A cluster that is being formed holds nothing that could be handed over.
+        if self.stage == Stage::Joining || self.map.is_forming() {
             return self.stop_soon("stopped before it joined");
         }
         tracing::info!("leaving");

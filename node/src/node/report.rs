@@ -18,7 +18,7 @@ impl Node {
             leader,
             from_leader: self.leading.is_some(),
             members: self.map.members.iter().map(|member| self.member_report(member.id, leader)).collect(),
-            degraded: self.map.degraded(),
+            degraded: self.forming.explain(self.cluster).or_else(|| self.map.degraded()),
             applied: self.namespace.applied(),
             inodes: usage.inodes,
             sessions: self.namespace.sessions().map(|(session, _)| session).collect(),

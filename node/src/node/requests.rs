@@ -26,7 +26,10 @@ impl Node {
             Body::Request(request) => match peer.role {
                 Role::Client => self.on_client_request(asker, SessionId(peer.sender), request, frame.payload),
                 Role::Node => {
-                    let open = matches!(request, Request::Identify | Request::Map { .. } | Request::Status | Request::Join { .. });
+                    let open = matches!(
+                        request,
+                        Request::Identify | Request::Muster | Request::Map { .. } | Request::Status | Request::Join { .. }
+                    );
                     if !open && peer.cluster != self.cluster {
                         return self.fail(asker, Status::WrongCluster);
                     }
@@ -51,7 +54,10 @@ impl Node {
 
     fn on_client_request(&mut self, asker: Asker, session: SessionId, request: Request, payload: Bytes) {
         match request {
-            Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
+            Request::Identify | Request::Status => self.on_open_request(asker, request),
+            // Not even the map: whoever takes it clings to a cluster that may be forgotten.
+            _ if self.map.is_forming() => self.fail(asker, Status::NotMember),
+            Request::Map { .. } => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
             Request::Debug(action) => self.on_debug(asker, action),
             Request::Check(check) => self.on_check(asker, check),
@@ -116,7 +122,7 @@ impl Node {
             leading.on_heard(now, node);
         }
         match request {
-            Request::Identify | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
+            Request::Identify | Request::Muster | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
             Request::Join { member } => self.on_join(asker, node, member),
             Request::Ping { term, epoch, sent, full } => {
@@ -152,6 +158,7 @@ impl Node {
         let response = match request {
             Request::Map { known } => Response::Map((self.map.epoch > known).then(|| self.map.clone())),
             Request::Status => Response::Status(Box::new(self.report())),
+            Request::Muster => Response::Mustered { cluster: self.cluster, allegiance: self.forming.allegiance(self.cluster) },
             _ => Response::Identity { cluster: self.cluster, node: self.id, address: self.config.address.clone() },
         };
         self.answer(asker, Ok(response), Bytes::new());
@@ -223,7 +230,8 @@ impl Node {
                 let map = map.clone();
                 self.answer(asker, Ok(Response::Joined { map }), Bytes::new());
             }
-            _ if map.cluster.0 == 0 => self.fail(asker, Status::Busy),
+            // Until the listed nodes are in, nobody else is let in: they decide together whether the cluster ever came to be.
+            _ if map.cluster.0 == 0 || !map.admits(&member.address) => self.fail(asker, Status::Busy),
             _ => {
                 tracing::info!(%node, address = %member.address, "joins");
                 _ = self.propose_for(asker, Command::SetMember(member));

@@ -356,6 +356,11 @@ impl Group {
             && self.heard_at(node).is_some_and(|at| self.now.since(at) <= self.settings.election)
     }
 
+    /// As leader: whether the peer is known to have the log up to that entry.
+    pub fn has(&self, node: NodeId, index: u64) -> bool {
+        node == self.me || self.node.raft.prs().get(node.0).is_some_and(|progress| progress.matched >= index)
+    }
+
     /// As leader: the follower is being sent a snapshot of the state at `index`; the entries after it are kept for it, within reason.
     pub fn snapshot_begun(&mut self, to: NodeId, index: u64) {
         if let Some(transfer) = self.transfers.get_mut(&to) {
