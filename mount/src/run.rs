@@ -98,7 +98,6 @@ fn print_line(line: &str) -> std::io::Result<()> {
 /// Runs a mount from beginning to end. `announce` is called once, with the `ready` line, when it is usable.
 fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result<(), String> {
     dfs::args::init_logging(&args.log, args.log_format, args.log_file.as_deref())?;
-    dfs_node::event_loop::tune_allocator();
     let Signals { ending: signals, report } = signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
     let (nodes, embedded) = match &args.cluster {
         Cluster::Nodes(nodes) => (nodes.clone(), None),

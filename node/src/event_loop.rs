@@ -69,19 +69,6 @@ pub fn stop_on_signals(stop: &Stop) {
     }
 }
 
-/// Keeps freed chunk memory mapped for the next chunk: first touch of memory is expensive, most of all in virtual machines.
-/// Call it before the first large allocation.
-pub fn tune_allocator() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt only sets parameters of the allocator.
-    unsafe {
-        // Refused values leave the default, which is correct and only slower.
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-    }
-}
-
 /// Runs a node until it is stopped, or the cluster is. `ready` is called once, with the address that others reach it at.
 /// Errors are one line for people.
 pub fn serve(options: &Options, stop: &Stop, ready: impl FnOnce(&Address, ClusterId, NodeId)) -> Result<(), String> {
