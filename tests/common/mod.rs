@@ -129,7 +129,8 @@ pub struct Node {
 
 /// A started node whose `ready` line has not come yet.
 pub struct Starting {
-    child: Child,
+    /// `None` once it was ready.
+    child: Option<Child>,
     lines: mpsc::Receiver<String>,
     log: PathBuf,
 }
@@ -148,7 +149,7 @@ impl Starting {
                 let _ = sender.send(line);
             }
         });
-        Starting { child, lines, log: log.to_path_buf() }
+        Starting { child: Some(child), lines, log: log.to_path_buf() }
     }
 
     /// Whether it has become ready within the time; consumes the line.
@@ -159,8 +160,6 @@ impl Starting {
     /// Waits for the `ready` line.
     pub fn ready(mut self) -> Node {
         let Ok(line) = self.lines.recv_timeout(READY_WITHIN) else {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
             panic!("dfs-node not ready within {READY_WITHIN:?}; its log:\n{}", fs::read_to_string(&self.log).unwrap_or_default());
         };
         let field = |key: &str| {
@@ -168,7 +167,23 @@ impl Starting {
             found.unwrap_or_else(|| panic!("no {key} in {line:?}")).to_string()
         };
         assert!(line.starts_with("ready "), "{line:?}");
-        Node { address: field("listen"), id: field("node"), cluster: field("cluster"), child: self.child, log: self.log }
+        Node {
+            address: field("listen"),
+            id: field("node"),
+            cluster: field("cluster"),
+            child: self.child.take().expect("taken once"),
+            log: self.log.clone(),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        // A test that fails before its nodes are ready leaves none behind.
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
