@@ -18,8 +18,10 @@ use sim::world::{Death, SECOND};
 /// Seeds that every `cargo test` runs.
 const FIXED_SEEDS: u64 = 60;
 /// Seeds that once found a bug.
-const FOUND_SEEDS: &[u64] =
-    &[58, 1000, 1057, 1137, 1139, 1311, 5055, 20164, 20331, 20795, 21673, 22474, 23739, 30853, 40889, 41184, 41259, 41458, 50621, 66157];
+const FOUND_SEEDS: &[u64] = &[
+    58, 1000, 1057, 1137, 1139, 1311, 5055, 20164, 20331, 20795, 21673, 22474, 23739, 30853, 40889, 41184, 41259, 41458, 50621, 66157,
+    91725,
+];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))

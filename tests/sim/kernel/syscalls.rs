@@ -18,6 +18,9 @@ const READ_MAX: u64 = 32 * PAGE;
 /// Writes longer than this may be made through a mapping: those of files with one writer, since a mapping writes whole pages.
 const MAPPED_MIN: usize = 16;
 
+/// So often a program's stat finds a name whose inode is gone when its attributes are asked for, before it is told so.
+const STALE_TRIES: usize = 4;
+
 /// What is known of an inode before anything is.
 fn blank() -> Attributes {
     let time = Timestamp::default();
@@ -73,10 +76,7 @@ impl Kernel {
         }
         match call {
             Call::Op(op) => self.change(op, luck).await,
-            Call::Query(Query::Lookup { parent, name }) => {
-                let ino = missing(self.lookup(parent, name.as_bytes()).await)?;
-                Ok(Reply::Answer(Answer::Attributes(self.getattr(ino).await?)))
-            }
+            Call::Query(Query::Lookup { parent, name }) => self.stat(parent, &name).await,
             Call::Query(Query::Attributes { ino }) => Ok(Reply::Answer(Answer::Attributes(self.getattr(ino).await?))),
             Call::Query(Query::ReadDirectory { ino, .. }) => self.list(ino).await,
             Call::Read { ino, range } => {
@@ -179,6 +179,21 @@ impl Kernel {
             Err(Status::NotFound) => Ok(None),
             Err(status) => Err(status),
         }
+    }
+
+    /// stat: a look-up, then the attributes of what it found. If another mount deletes that in between, Linux looks the name up anew
+    /// (`retry_estale` with `LOOKUP_REVAL`): once. The model goes on a little longer, since the name may be replaced again.
+    async fn stat(&self, parent: InodeId, name: &Name) -> Result<Reply, Status> {
+        let mut told = Err(Status::Stale);
+        for _ in 0..STALE_TRIES {
+            let ino = missing(self.lookup(parent, name.as_bytes()).await)?;
+            told = self.getattr(ino).await;
+            if told != Err(Status::Stale) {
+                break;
+            }
+            self.state(|state| state.drop_dentry(parent, name.as_bytes()));
+        }
+        told.map(|attributes| Reply::Answer(Answer::Attributes(attributes)))
     }
 
     fn count_lookup(&self, attributes: &Option<Attributes>) {
