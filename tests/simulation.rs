@@ -20,7 +20,7 @@ const FIXED_SEEDS: u64 = 60;
 /// Seeds that once found a bug.
 const FOUND_SEEDS: &[u64] = &[
     58, 1000, 1057, 1137, 1139, 1311, 5055, 20164, 20331, 20795, 21673, 22474, 23739, 30853, 40889, 41184, 41259, 41458, 50621, 66157,
-    91725,
+    91725, 200397,
 ];
 
 fn number(name: &str) -> Option<u64> {
@@ -28,7 +28,8 @@ fn number(name: &str) -> Option<u64> {
 }
 
 fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
-    let (mut count, mut total, mut deaths, mut worn_out, mut frames, mut seconds) = (0, Stats::default(), 0, 0, 0, 0);
+    let (mut count, mut total, mut deaths, mut frames, mut seconds) = (0, Stats::default(), 0, 0, 0);
+    let (mut worn_out, mut left, mut drained) = (0, 0, 0);
     let mut failures = Vec::new();
     for seed in seeds {
         match run_seed(seed, None) {
@@ -40,6 +41,8 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
                 total.add(&report.stats);
                 deaths += report.declared_dead;
                 worn_out += report.worn_out;
+                left += report.left;
+                drained += report.drained;
                 frames += report.frames;
                 seconds += report.virtual_seconds;
             }
@@ -50,7 +53,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
         }
     }
     println!(
-        "{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead, {worn_out} killed one after another: {total:?}"
+        "{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead, {worn_out} went one after another, {left} of them by SIGTERM and {drained} drained: {total:?}"
     );
     assert!(failures.is_empty(), "seeds {failures:?} failed");
 }
@@ -252,13 +255,18 @@ fn planted_repair_forgets_group() {
 }
 
 #[test]
+fn planted_drain_leaves_early() {
+    planted(Sabotage::DrainLeavesEarly, 27, &["left early"]);
+}
+
+#[test]
 fn planted_copy_announced_early() {
     planted(Sabotage::CopyAnnouncedEarly, 0, MISSING);
 }
 
 #[test]
 fn planted_read_from_deposed() {
-    planted(Sabotage::ReadFromDeposed, 266, SEEN);
+    planted(Sabotage::ReadFromDeposed, 194, SEEN);
 }
 
 /// The same where one mount watches what another writes, which the usual workload does too seldom.

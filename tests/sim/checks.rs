@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dfs::cluster_map::ClusterMap;
+use dfs::cluster_map::{ClusterMap, MemberState};
 use dfs::types::{ByteRange, ChunkHash, Epoch, Instance, NodeId, SessionId, Term};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
+use super::network::Pid;
 use super::process::Machine;
 use super::world::World;
 
@@ -27,6 +28,11 @@ pub struct Checks {
 }
 
 impl Checks {
+    /// The last entry that was applied anywhere.
+    pub fn newest(&self) -> u64 {
+        self.states.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
     /// How many terms had a leader.
     pub fn terms(&self) -> usize {
         self.leaders.len()
@@ -110,6 +116,43 @@ pub fn is_whole(world: &World, nodes: usize) -> bool {
         && leader.namespace().chunk_places().all(|place| place.holders.iter().filter(|holder| kept(&place, holder)).count() >= 2)
 }
 
+/// Whether those nodes are a majority of the voters and have a true copy of everything, so that no answered change is lost without the
+/// others. `newest` is the last entry that was applied anywhere.
+pub fn is_enough(world: &World, staying: &BTreeMap<NodeId, &Node>, newest: u64) -> bool {
+    let leaders: Vec<&Node> = world.nodes().map(|(_, node)| node).filter(|node| node.leads().is_some()).collect();
+    let [leader] = leaders[..] else { return false };
+    let (map, Some(group)) = (leader.namespace().map(), leader.group()) else { return false };
+    // What it does not know yet might need the others.
+    if leader.namespace().applied() < newest || group.is_changing() {
+        return false;
+    }
+    let running: BTreeSet<NodeId> = world.nodes().map(|(_, node)| node.id()).collect();
+    // Who died and still counts as living may stand for one of the two copies of what is being written.
+    let all_known = map.members.iter().filter(|member| map.is_living(member.id)).all(|member| running.contains(&member.id));
+    let voters = &group.configuration().voters;
+    let majority = voters.iter().filter(|voter| staying.contains_key(voter)).count() * 2 > voters.len();
+    let kept = |place: &ChunkPlace, holder: &NodeId| {
+        map.is_living(*holder) && staying.get(holder).is_some_and(|node| node.chunks().contains(&place.hash))
+    };
+    all_known
+        && majority
+        && map.receipts_needed() > 1
+        && leader.namespace().chunk_places().all(|place| place.holders.iter().any(|holder| kept(&place, holder)))
+}
+
+/// A chunk that without that process has fewer true copies than it needs; `None` if all have enough.
+pub fn copies_elsewhere(world: &World, without: Pid) -> Option<String> {
+    let others: BTreeMap<NodeId, &Node> = world.nodes().filter(|(pid, _)| *pid != without).map(|(_, node)| (node.id(), node)).collect();
+    // Whoever has applied most knows what has been answered.
+    let newest = others.values().max_by_key(|node| node.namespace().applied())?;
+    let needed = newest.namespace().map().receipts_needed();
+    newest.namespace().chunk_places().find_map(|place| {
+        let kept = |holder: &&NodeId| others.get(holder).is_some_and(|node| node.chunks().contains(&place.hash));
+        let kept: Vec<NodeId> = place.holders.iter().filter(kept).copied().collect();
+        (kept.len() < needed).then(|| format!("{:?} is on {kept:?} of {:?}, {needed} needed", place.hash, place.holders))
+    })
+}
+
 /// Why the cluster is not at rest yet; `None` when it is.
 pub fn unrest(world: &World, expected: &Expected) -> Option<String> {
     let nodes: Vec<&Node> = world.nodes().map(|(_, node)| node).collect();
@@ -127,6 +170,9 @@ pub fn unrest(world: &World, expected: &Expected) -> Option<String> {
     let living: BTreeSet<NodeId> = map.members.iter().filter(|member| map.is_living(member.id)).map(|member| member.id).collect();
     if living != ids || ids.len() != expected.nodes {
         return Some(format!("the map has {living:?} living, in fact there are {ids:?} of {}", expected.nodes));
+    }
+    if let Some(leaving) = map.members.iter().find(|member| member.state == MemberState::Leaving) {
+        return Some(format!("{} is leaving", leaving.id));
     }
     let voters: BTreeSet<NodeId> = map.voters.iter().copied().collect();
     if voters.len() != dfs::cluster_map::voters_wanted(ids.len()) || !voters.is_subset(&ids) {
@@ -147,6 +193,25 @@ pub fn bad_copy(world: &World) -> Option<String> {
     })
 }
 
+/// A chunk is stored whole: among nodes as small as chunks there may be none that has room for another copy of one.
+fn fits_nowhere(record: &ChunkPlace, living: &[NodeId], nodes: &BTreeMap<NodeId, &Node>) -> bool {
+    let fits = |id: &NodeId, node: &Node| {
+        let usage = node.chunks().usage();
+        let taken = usage.charged + node.namespace().usage().namespace_bytes;
+        !living.contains(id) && taken + dfs::capacity::chunk_charge(u64::from(record.length)) <= usage.budget
+    };
+    !nodes.iter().any(|(id, node)| fits(id, node))
+}
+
+/// How many chunks lack a copy for want of a node that has room for one; the cluster has a leader.
+pub fn stuck(world: &World, copies: usize) -> u64 {
+    let nodes: BTreeMap<NodeId, &Node> = world.nodes().map(|(_, node)| (node.id(), node)).collect();
+    let leader = nodes.values().find(|node| node.leads().is_some()).expect("a leader");
+    let living = |place: &ChunkPlace| place.holders.iter().copied().filter(|holder| nodes.contains_key(holder)).collect::<Vec<_>>();
+    let places = leader.namespace().chunk_places().map(|place| (living(&place), place));
+    places.filter(|(living, place)| living.len() < copies && fits_nowhere(place, living, &nodes)).count() as u64
+}
+
 /// Referenced bytes are where the namespace says, and nothing else is anywhere.
 fn unrest_of_chunks(leader: &Node, nodes: &[&Node], expected: &Expected) -> Option<String> {
     let records: Vec<ChunkPlace> = leader.namespace().chunk_places().collect();
@@ -154,13 +219,7 @@ fn unrest_of_chunks(leader: &Node, nodes: &[&Node], expected: &Expected) -> Opti
     let mut wanted: BTreeMap<NodeId, BTreeSet<(ChunkHash, Instance)>> = BTreeMap::new();
     for record in &records {
         let living: Vec<NodeId> = record.holders.iter().copied().filter(|holder| by_id.contains_key(holder)).collect();
-        // A chunk is stored whole: among nodes as small as chunks there may be none that has room for one.
-        let fits = |id: &NodeId, node: &&Node| {
-            let usage = node.chunks().usage();
-            let taken = usage.charged + node.namespace().usage().namespace_bytes;
-            !living.contains(id) && taken + dfs::capacity::chunk_charge(u64::from(record.length)) <= usage.budget
-        };
-        let stuck = expected.tight && !living.is_empty() && !by_id.iter().any(|(id, node)| fits(id, node));
+        let stuck = expected.tight && !living.is_empty() && fits_nowhere(record, &living, &by_id);
         if living.len() < expected.copies && !stuck {
             let rooms: Vec<_> =
                 by_id.values().map(|node| (node.id(), node.chunks().usage(), node.namespace().usage().namespace_bytes)).collect();

@@ -1,5 +1,6 @@
 //! Whole clusters in one process under virtual time, with a seeded, faulty network and the production cores.
 
+pub mod attrition;
 pub mod checks;
 pub mod files;
 pub mod forming;

@@ -137,6 +137,15 @@ impl Process {
         }
     }
 
+    /// SIGTERM.
+    pub fn leave(&mut self, now: u64) {
+        let local = self.clock.local(now);
+        match &mut self.machine {
+            Machine::Node(node) => node.leave(local),
+            Machine::Client(_) | Machine::Mount(_) => panic!("nodes leave"),
+        }
+    }
+
     pub fn next_deadline(&self) -> u64 {
         let local = match &self.machine {
             Machine::Node(node) => node.next_deadline(),

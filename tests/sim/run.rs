@@ -15,7 +15,8 @@ use dfs::wire::fsck::{Check, Checked};
 use dfs::wire::namespace::{NewKind, Replied, WriteAt};
 use dfs_node::node::{NodeConfig, Sabotage, Start};
 
-use super::checks::{Checks, Expected, bad_copy, is_whole, unrest};
+use super::attrition::Attrition;
+use super::checks::{Checks, Expected, bad_copy, stuck, unrest};
 use super::network::{Host, Pid};
 use super::plan::{DEPOSED_FOR, Fault, LEADER, Plan};
 use super::workload::{Ground, REGISTERS, Stats, Workload, create};
@@ -29,20 +30,22 @@ pub struct Report {
     pub frames: u64,
     pub virtual_seconds: u64,
     pub declared_dead: usize,
-    /// Nodes killed one after another, each after the copies of the one before had been made again.
+    /// Nodes that went one after another: all of them, and those that left or were drained.
     pub worn_out: usize,
+    pub left: usize,
+    pub drained: usize,
 }
 
 /// What the alarms of a run mean.
 #[derive(Clone, Debug)]
-enum Alarm {
+pub enum Alarm {
     Begin(usize),
     /// Of the fault under way that has this number.
     End(usize),
     Resume(Pid),
     Restart(Host),
     Act(usize),
-    /// Kill a node, if the cluster has got over the last death.
+    /// Have a node go, if the cluster has got over the last one.
     Attrition,
 }
 
@@ -67,8 +70,7 @@ pub struct Run {
     killed_sessions: BTreeSet<SessionId>,
     /// Sessions of living clients that the cluster has ended: what they had not made safe is lost from then on.
     evicted_sessions: BTreeSet<SessionId>,
-    /// Nodes killed one after another, each after the cluster had got over the death before.
-    pub worn_out: usize,
+    pub attrition: Attrition,
 }
 
 /// Tokens of calls that are not of the workload.
@@ -101,11 +103,11 @@ impl Run {
             slept: BTreeMap::new(),
             killed_sessions: BTreeSet::new(),
             evicted_sessions: BTreeSet::new(),
-            worn_out: 0,
+            attrition: Attrition::default(),
         }
     }
 
-    fn alarm(&mut self, after: u64, alarm: Alarm) {
+    pub fn alarm(&mut self, after: u64, alarm: Alarm) {
         self.alarms.push(alarm);
         self.world.alarm(after, self.alarms.len() as u64 - 1);
     }
@@ -218,7 +220,7 @@ impl Run {
                 self.kill_client(index, 100 * MILLISECOND);
             }
             News::Client { event, .. } => panic!("nothing gave reason for {event:?}"),
-            News::NodeStopped { pid, reason } => panic!("node {pid} stopped: {reason}"),
+            News::NodeStopped { pid, reason } => self.on_stopped(pid, &reason),
         }
     }
 
@@ -272,7 +274,11 @@ impl Run {
             }
             Alarm::Restart(host) => self.restart(host),
             Alarm::Act(actor) => self.act(actor),
-            Alarm::Attrition => self.attrition(),
+            Alarm::Attrition if self.working => {
+                self.wear_out();
+                self.alarm(300 * MILLISECOND, Alarm::Attrition);
+            }
+            Alarm::Attrition => {}
         }
     }
 
@@ -349,6 +355,7 @@ impl Run {
                 None => {
                     if let Some(pid) = self.world.pid_on(*host) {
                         self.world.kill(pid, *death);
+                        self.forget_going(pid);
                         self.alarm(*back_after, Alarm::Restart(*host));
                     }
                 }
@@ -433,19 +440,6 @@ impl Run {
             }
             _ => {}
         }
-    }
-
-    fn attrition(&mut self) {
-        if !self.working {
-            return;
-        }
-        if is_whole(&self.world, self.plan.nodes.len()) {
-            let host = self.world.random.below(self.plan.nodes.len() as u64) as usize;
-            let back_after = self.world.random.below(5 * SECOND);
-            self.worn_out += 1;
-            self.begin(Fault::Crash { host, death: Death::Killed, back_after });
-        }
-        self.alarm(300 * MILLISECOND, Alarm::Attrition);
     }
 
     fn restart(&mut self, host: Host) {
@@ -582,7 +576,7 @@ impl Run {
         }
         self.checks.check_all_invariants(&self.world);
         let dead = &self.checks.dead;
-        assert!(dead.len() <= 1 + self.worn_out, "no fault gave reason to declare {dead:?} dead");
+        assert!(dead.len() <= 1 + self.attrition.gone, "no fault gave reason to declare {dead:?} dead");
     }
 
     /// Reads everything back through a client that knows nothing.
@@ -598,9 +592,12 @@ impl Run {
         self.fsck(reader);
     }
 
-    /// A check of everything finds nothing wrong.
+    /// A check of everything finds nothing wrong, but for copies that fit nowhere.
     fn fsck(&mut self, client: Pid) {
-        let report = fsck::run(&mut Probing { run: self, client }, Duration::from_secs(20)).expect("the leader answers");
+        let mut report = fsck::run(&mut Probing { run: self, client }, Duration::from_secs(20)).expect("the leader answers");
+        if self.plan.is_tight() && report.short_left == stuck(&self.world, self.plan.replicas.into()) {
+            report.short_left = 0;
+        }
         assert!(report.is_clean() && report.moving == 0, "fsck is not clean: {report:?}");
         assert!(report.missing == 0, "fsck: copies are not where they should be: {report:?}");
     }
@@ -617,7 +614,9 @@ impl Run {
             frames: self.world.frames,
             virtual_seconds: self.world.now / SECOND,
             declared_dead: self.checks.dead.len(),
-            worn_out: self.worn_out,
+            worn_out: self.attrition.gone,
+            left: self.attrition.left,
+            drained: self.attrition.drained,
         }
     }
 }

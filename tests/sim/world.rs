@@ -219,6 +219,12 @@ impl World {
         }
     }
 
+    /// Sends a node SIGTERM.
+    pub fn leave(&mut self, pid: Pid) {
+        self.note("leave", pid as u64, 0);
+        self.turn(pid, |process, now| process.leave(now));
+    }
+
     /// The session of a client.
     pub fn session_of(&self, pid: Pid) -> Option<SessionId> {
         self.processes.get(&pid)?.session()
