@@ -10,7 +10,7 @@ use sim::plan::Plan;
 use sim::run::{Report, Run, caught, run_client_seed, run_seed};
 use sim::scripts::{
     a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, as_many_copies_as_asked_for, copies_lie_apart,
-    the_leader_is_cut_off_for_a_moment, upload_races_deletion,
+    every_node_is_replaced_while_a_client_sleeps, the_leader_is_cut_off_for_a_moment, upload_races_deletion,
 };
 use sim::workload::Stats;
 use sim::world::{Death, SECOND};
@@ -20,7 +20,7 @@ const FIXED_SEEDS: u64 = 60;
 /// Seeds that once found a bug.
 const FOUND_SEEDS: &[u64] = &[
     58, 1000, 1057, 1137, 1139, 1311, 5055, 20164, 20331, 20795, 21673, 22474, 23739, 30853, 40889, 41184, 41259, 41458, 50621, 66157,
-    91725, 200397,
+    91725, 200397, 211867,
 ];
 
 fn number(name: &str) -> Option<u64> {
@@ -108,6 +108,13 @@ fn a_deduplicated_upload_races_the_deletion_of_the_last_reference() {
 fn a_leader_that_was_cut_off_for_a_moment_is_not_declared_dead() {
     for seed in 0..10 {
         caught(|| the_leader_is_cut_off_for_a_moment(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_client_that_slept_finds_nodes_that_replaced_all_it_knew() {
+    for seed in 0..4 {
+        caught(|| every_node_is_replaced_while_a_client_sleeps(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 

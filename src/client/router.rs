@@ -86,7 +86,8 @@ impl Router {
         }
     }
 
-    /// Voters, then the other members, then the configured addresses that are none of theirs.
+    /// Voters, then the other members; then whoever answers at the configured addresses and at theirs: while this client slept, each of
+    /// them may have been replaced by another incarnation, and none that it knows is left.
     fn candidates(&self, map: Option<&ClusterMap>) -> Vec<Peer> {
         let mut peers = Vec::new();
         if let Some(map) = map {
@@ -95,8 +96,9 @@ impl Router {
             let members = voters.into_iter().chain(others);
             peers.extend(members.map(|member| Peer { address: member.address.clone(), node: Some(member.id) }));
         }
-        for address in self.configured() {
-            if !peers.iter().any(|peer| peer.address == *address) {
+        let known: Vec<Address> = peers.iter().map(|peer: &Peer| peer.address.clone()).collect();
+        for address in self.configured().chain(known.iter().filter(|address| !self.foreign.contains(address))) {
+            if !peers.iter().any(|peer| peer.node.is_none() && peer.address == *address) {
                 peers.push(Peer { address: address.clone(), node: None });
             }
         }
@@ -107,9 +109,26 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster_map::{Member, MemberState};
 
     fn address(port: u16) -> Address {
         Address::Tcp { host: "n".into(), port }
+    }
+
+    #[test]
+    fn who_replaced_the_members_is_found_at_their_addresses() {
+        let member =
+            |id: u64| Member { id: NodeId(id), address: address(id as u16), memory: 1, zone: String::new(), state: MemberState::Live };
+        let map = ClusterMap { members: vec![member(1), member(2)], voters: vec![NodeId(2)], ..ClusterMap::default() };
+        let mut router = Router::new(vec![address(1), address(3)]);
+        let mut asked = Vec::new();
+        for _ in 0..5 {
+            let peer = router.target(Some(&map)).unwrap();
+            router.on_failure(&peer);
+            asked.push((peer.address, peer.node));
+        }
+        let expected = [(2, Some(NodeId(2))), (1, Some(NodeId(1))), (1, None), (3, None), (2, None)];
+        assert_eq!(asked, expected.map(|(port, node)| (address(port), node)));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 
 use dfs::client::{Call, Reply, Sabotage};
+use dfs::limits;
 use dfs::types::{ByteRange, InodeId, ROOT};
 use dfs::wire::namespace::{NewKind, Op, Query, Replied, WriteAt};
 
-use super::checks::unrest;
+use super::checks::{is_whole, unrest};
 use super::network::{Pid, Speed};
 use super::plan::{Fault, LEADER, Plan};
 use super::run::Run;
@@ -47,6 +48,31 @@ pub fn the_leader_is_cut_off_for_a_moment(plan: Plan) {
         assert!(run.checks.dead.is_empty(), "{:?} declared dead in round {round}", run.checks.dead);
     }
     assert!(run.checks.terms() > 20, "each time another one leads");
+}
+
+/// While a client is stopped, every node is replaced by another at the same address, twice: what the nodes it knows have told it
+/// meanwhile does not help it either. Then it goes on.
+pub fn every_node_is_replaced_while_a_client_sleeps(plan: Plan) {
+    let mut run = Run::new(Plan { nodes: vec![256 << 20; 3], zones: vec![""; 3], ..plan.calm() }, None);
+    run.form();
+    let sleeper = run.start_client(0);
+    let ino = file(&mut run, sleeper, "file");
+    run.call(sleeper, write(ino, &Bytes::from_static(b"before"))).expect("a write");
+    run.call(sleeper, Call::Sync { ino }).expect("a sync");
+    run.world.pause(sleeper);
+    for host in [0, 1, 2, 0, 1, 2] {
+        run.begin(Fault::Crash { host, death: Death::Killed, back_after: SECOND });
+        run.run_until(60 * SECOND, "getting over a death", |run| {
+            (!is_whole(&run.world, run.plan.nodes.len())).then(|| format!("node {host} was replaced"))
+        });
+    }
+    run.world.resume(sleeper);
+    let until = run.world.now + 2 * limits::OP_TIMEOUT.as_nanos() as u64;
+    let query = || Call::Query(Query::Lookup { parent: ROOT, name: name("file") });
+    while run.call(sleeper, query()).is_err() {
+        assert!(run.world.now < until, "it does not find the cluster again");
+        run.run_for(SECOND);
+    }
 }
 
 /// A client that has uploaded some bytes before writes them again, without sending them, while their last reference goes away
