@@ -432,7 +432,7 @@ impl Core {
             held: held.split_off(held.len().min(limits::RECLAIM_ITEMS_MAX)),
             rights: rights.split_off(rights.len().min(limits::RECLAIM_ITEMS_MAX)),
         };
-        let query = Query::Reclaim { held, rights, last: rest.is_empty() };
+        let query = Query::Reclaim { term, held, rights, last: rest.is_empty() };
         let owner = Owner::Reclaim(term, rest);
         self.ask(now, Request::Query(query), Target::Leader, owner, self.config.op_timeout);
     }

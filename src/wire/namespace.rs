@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::locks::{LockKind, LockMode, LockRange};
-use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Timestamp};
+use crate::types::{Attributes, ByteRange, ChunkHash, Cookie, FileKind, InodeId, Instance, Name, NodeId, Rights, Term, Timestamp};
 use crate::xattr::{XattrCondition, XattrName};
 
 /// What `Create` makes.
@@ -344,8 +344,10 @@ pub enum Query {
         sequence: u64,
     },
     /// After a change of leader: what the session has open, and its `READ` and `NAMES` rights. `last` ends the list; the leader then
-    /// knows the session whole.
+    /// knows the session whole. It is for the leader of `term` only: the list is of when it was made, and another leader to which the
+    /// request comes in the end is to be told of what was given since, too.
     Reclaim {
+        term: Term,
         held: Vec<InodeId>,
         rights: Vec<(InodeId, Rights)>,
         last: bool,

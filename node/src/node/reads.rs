@@ -118,9 +118,13 @@ impl Node {
                 }
                 Ok(Answer::Done)
             }
-            Query::Reclaim { held, rights, last } => {
+            Query::Reclaim { term, held, rights, last } => {
                 self.namespace.session(session).ok_or(Status::SessionGone)?;
                 let leading = self.leading.as_mut().ok_or(Status::NotLeader)?;
+                if leading.term() != *term {
+                    // Meant for another leader, so it may be old. The answer tells the session whose term it is, and it tells all again.
+                    return Ok(Answer::Done);
+                }
                 leading.holds.reclaim(session, held, *last)?;
                 leading.rights.reclaim(session, rights, *last);
                 if *last {

@@ -273,7 +273,7 @@ fn a_new_leader_is_told_of_rights_and_prolongs_them_then() {
     (world.leader, world.term, world.era) = (2, 2, 0);
     world.run_for(Duration::from_millis(1500));
     let told = |request: &Request| match request {
-        Request::Query(Query::Reclaim { held, rights, last: true }) => {
+        Request::Query(Query::Reclaim { term: Term(2), held, rights, last: true }) => {
             held == &[INO] && rights.contains(&(InodeId(10), Rights::READ.with(Rights::NAMES)))
         }
         _ => false,
