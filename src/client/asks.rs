@@ -413,6 +413,10 @@ impl Core {
         if self.reclaiming || self.phase != Phase::Ready || self.session.reclaimed >= term {
             return;
         }
+        if self.rights.are_doubtful(now, term) {
+            // Tells again, and nothing of them.
+            return self.void_rights(now);
+        }
         self.reclaiming = true;
         self.session.released.clear();
         let belongings = Belongings { held: self.holds.tell_all(), rights: self.rights.volatile() };

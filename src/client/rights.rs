@@ -73,6 +73,12 @@ impl RightsBook {
         era > known
     }
 
+    /// Whether a leader of that term must not be told of the volatile rights held: their lease is over, and the leader that prolonged it last,
+    /// or one between, may have voided them and died before it could say so.
+    pub(super) fn are_doubtful(&self, now: Time, term: Term) -> bool {
+        term > self.lease.term && now >= self.lease.until && self.held.values().any(|held| held.rights.intersects(VOLATILE))
+    }
+
     /// Drops all volatile rights; tells which they were.
     pub(super) fn void(&mut self) -> Vec<(InodeId, Rights)> {
         let all = self.volatile();

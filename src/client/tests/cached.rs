@@ -290,6 +290,24 @@ fn a_new_leader_is_told_of_rights_and_prolongs_them_then() {
 }
 
 #[test]
+fn a_new_leader_is_not_told_of_rights_whose_lease_is_over() {
+    let mut world = World::caching();
+    world.cost(lookup("a"));
+    world.nodes.iter_mut().for_each(|node| node.silent = true);
+    world.run_for(limits::SESSION_LEASE);
+    world.kill(0);
+    world.nodes.iter_mut().for_each(|node| node.silent = false);
+    (world.leader, world.term, world.era) = (2, 2, 0);
+    world.run_for(Duration::from_secs(3));
+    let told = |request: &Request| matches!(request, Request::Query(Query::Reclaim { term: Term(2), rights, .. }) if !rights.is_empty());
+    assert_eq!(world.count(told), 0, "a leader between may have voided them");
+    assert!(world.obey().contains(&Invalidation::Inode { ino: InodeId(10) }));
+    world.era = 1;
+    world.run_for(Duration::from_secs(1));
+    assert_eq!((world.cost(lookup("a")), world.cost(lookup("a"))), (1, 0));
+}
+
+#[test]
 fn own_changes_are_seen_when_they_are_answered() {
     let mut world = World::caching();
     world.cost(list(0, 512));
