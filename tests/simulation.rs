@@ -20,7 +20,7 @@ const FIXED_SEEDS: u64 = 60;
 /// Seeds that once found a bug.
 const FOUND_SEEDS: &[u64] = &[
     58, 1000, 1057, 1137, 1139, 1311, 5055, 20164, 20331, 20795, 21673, 22474, 23739, 30853, 40889, 41184, 41259, 41458, 50621, 66157,
-    91725, 200397, 211867,
+    91725, 200397, 211867, 300247, 401842, 404667,
 ];
 
 fn number(name: &str) -> Option<u64> {
@@ -29,7 +29,7 @@ fn number(name: &str) -> Option<u64> {
 
 fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
     let (mut count, mut total, mut deaths, mut frames, mut seconds) = (0, Stats::default(), 0, 0, 0);
-    let (mut worn_out, mut left, mut drained) = (0, 0, 0);
+    let (mut worn_out, mut early, mut left, mut drained) = (0, 0, 0, 0);
     let mut failures = Vec::new();
     for seed in seeds {
         match run_seed(seed, None) {
@@ -41,6 +41,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
                 total.add(&report.stats);
                 deaths += report.declared_dead;
                 worn_out += report.worn_out;
+                early += report.early;
                 left += report.left;
                 drained += report.drained;
                 frames += report.frames;
@@ -53,7 +54,7 @@ fn check_seeds(seeds: impl Iterator<Item = u64>, verbose: bool) {
         }
     }
     println!(
-        "{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead, {worn_out} went one after another, {left} of them by SIGTERM and {drained} drained: {total:?}"
+        "{count} seeds, {seconds} virtual seconds, {frames} frames, {deaths} incarnations declared dead, {worn_out} went one after another, {early} of them killed during repair, {left} by SIGTERM, {drained} drained: {total:?}"
     );
     assert!(failures.is_empty(), "seeds {failures:?} failed");
 }

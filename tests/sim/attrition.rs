@@ -1,5 +1,5 @@
-//! Nodes that go one after another, each as soon as the cluster has got over the one before: killed, told to leave as by SIGTERM, or
-//! drained by a client. Whoever goes is started anew later.
+//! Nodes that go one after another: killed, told to leave as by SIGTERM, or drained by a client. Most go as soon as the cluster has got
+//! over the one before; some are killed while it is at that, if what is left is enough. Whoever goes is started anew later.
 
 use std::collections::BTreeMap;
 
@@ -39,6 +39,8 @@ pub struct Attrition {
     operator: Option<Pid>,
     /// Nodes that went or were killed.
     pub gone: usize,
+    /// Those of them that were killed while copies were missing, or a voter, or another was on its way out.
+    pub early: usize,
     pub left: usize,
     pub drained: usize,
 }
@@ -47,9 +49,14 @@ impl Run {
     pub(super) fn wear_out(&mut self) {
         self.hear_drains();
         let host = self.world.random.below(self.plan.nodes.len() as u64) as usize;
-        if is_whole(&self.world, self.plan.nodes.len()) && self.may_go(host) {
+        let whole = is_whole(&self.world, self.plan.nodes.len());
+        if (whole || self.world.random.chance(1, 3)) && self.may_go(host) {
             let back_after = self.world.random.below(5 * SECOND);
             match self.world.random.below(4) {
+                _ if !whole => {
+                    (self.attrition.gone, self.attrition.early) = (self.attrition.gone + 1, self.attrition.early + 1);
+                    self.begin(Fault::Crash { host, death: Death::Killed, back_after });
+                }
                 0 => self.ask_to_leave(host, back_after),
                 // Among nodes as small as a chunk a copy may fit nowhere, and a drain then waits until somebody deletes.
                 1 if !self.plan.is_tight() => self.ask_to_drain(host, back_after),

@@ -1,8 +1,8 @@
 //! What a seed means: size of the cluster, speed of the network, which faults come when. All drawn before anything runs.
 //!
 //! Faults stay within the promise: at most one storage node at a time (the *victim*) is killed, corrupted or cut off for long, the next
-//! one only after repair has made all its copies again; whoever else is disturbed comes back before it is declared dead: [`DEPOSED_FOR`]
-//! after another one began to lead, at the latest.
+//! one only when what is left is enough without it (see [`super::attrition`]); whoever else is disturbed comes back before it is declared
+//! dead: [`DEPOSED_FOR`] after another one began to lead, at the latest.
 
 use dfs::limits;
 use dfs::random::Random;
@@ -112,7 +112,7 @@ pub struct Plan {
     pub write_max: u64,
     /// Whether clients are mounted machines that cache; of three or more the last is a plain client all the same.
     pub mounts: bool,
-    /// Whether nodes are killed one after another, each as soon as the cluster has all copies of everything again.
+    /// Whether nodes go one after another, each as soon as the cluster can do without it.
     pub attrition: bool,
 }
 

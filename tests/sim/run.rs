@@ -30,8 +30,9 @@ pub struct Report {
     pub frames: u64,
     pub virtual_seconds: u64,
     pub declared_dead: usize,
-    /// Nodes that went one after another: all of them, and those that left or were drained.
+    /// Nodes that went one after another: all of them, those killed during repair, and those that left or were drained.
     pub worn_out: usize,
+    pub early: usize,
     pub left: usize,
     pub drained: usize,
 }
@@ -45,7 +46,7 @@ pub enum Alarm {
     Resume(Pid),
     Restart(Host),
     Act(usize),
-    /// Have a node go, if the cluster has got over the last one.
+    /// Have a node go, if the cluster can do without it.
     Attrition,
 }
 
@@ -276,7 +277,8 @@ impl Run {
             Alarm::Act(actor) => self.act(actor),
             Alarm::Attrition if self.working => {
                 self.wear_out();
-                self.alarm(300 * MILLISECOND, Alarm::Attrition);
+                let pause = 50 * MILLISECOND + self.world.random.below(400 * MILLISECOND);
+                self.alarm(pause, Alarm::Attrition);
             }
             Alarm::Attrition => {}
         }
@@ -615,6 +617,7 @@ impl Run {
             virtual_seconds: self.world.now / SECOND,
             declared_dead: self.checks.dead.len(),
             worn_out: self.attrition.gone,
+            early: self.attrition.early,
             left: self.attrition.left,
             drained: self.attrition.drained,
         }
