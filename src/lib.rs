@@ -15,6 +15,7 @@ pub mod locks;
 pub mod net;
 pub mod placement;
 pub mod random;
+pub mod recovery;
 pub mod status;
 pub mod time;
 pub mod types;

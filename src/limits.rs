@@ -140,6 +140,10 @@ pub const SESSION_LEASE: Duration = Duration::from_secs(4);
 pub const SESSION_RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// Both sides' allowance for clock rates and scheduling.
 pub const SESSION_MARGIN: Duration = Duration::from_millis(500);
+/// A node goes on alone, or gives its copy of the tree up for another's, only after this long without a leader.
+pub const LEADERLESS_MIN: Duration = Duration::from_secs(3);
+/// Clusters whose tree was taken over that are remembered.
+pub const LINEAGE_MAX: usize = 16;
 /// An expired session keeps what it holds this long unless it stands in the way.
 pub const SESSION_COURTESY: Duration = Duration::from_secs(600);
 /// Operation deadline, default.
@@ -458,6 +462,8 @@ const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());
 const _: () = assert!(NODE_DEAD_AFTER.as_millis() < VOTER_REPLACE_AFTER.as_millis());
+// Beyond the longest wait before an election: who lives elects somebody within it, as a rule.
+const _: () = assert!(LEADERLESS_MIN.as_millis() > 2 * ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(CLIENT_GIVE_UP_MAX <= RECLAIM_ITEMS_MAX && RECLAIM_ITEMS_MAX < CLIENT_RIGHTS_MAX);
 const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_MAX <= CLIENT_RIGHTS_MAX);
 const _: () = assert!(SLOT_BYTES / INLINE_WRITE_BYTES_MAX as u64 <= FOLD_RESERVATIONS_MAX as u64);

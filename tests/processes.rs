@@ -226,7 +226,7 @@ fn logs_are_json_when_asked() {
 
 #[test]
 fn what_is_not_built_says_not_yet() {
-    for line in ["top", "recover", "keygen f", "shell", "--secret-file f ls"] {
+    for line in ["top", "keygen f", "shell", "--secret-file f ls"] {
         let finished = run("dfs", &line.split(' ').collect::<Vec<_>>(), None);
         assert!(finished.failed().contains("not yet"), "{line}: {}", finished.stderr());
     }
@@ -465,4 +465,58 @@ fn listed_peers_form_one_cluster_and_come_back_to_it() {
     assert_eq!(refused.code(), 2);
     assert!(refused.stderr().contains(&own) && refused.stderr().contains(&list), "{}", refused.stderr());
     assert_eq!(refused.stderr().lines().count(), 1, "{}", refused.stderr());
+}
+
+/// A majority of voters is killed: `dfs status` says so, `dfs recover` goes on with what the survivor has, the old mount ends in errors.
+#[test]
+fn a_lost_majority_is_said_loudly_and_recovered_from() {
+    let mut cluster = Cluster::start(3);
+    assert!(cluster.dfs(&["recover", "--yes"]).failed().contains("has a leader"));
+    let files: Vec<(String, Vec<u8>)> = (0..12).map(|number| (format!("/f{number}"), random_bytes(number, 200_000))).collect();
+    files.iter().for_each(|(path, bytes)| _ = cluster.dfs_input(&["put", "-", path], bytes).ok());
+    cluster.dfs_input(&["put", "-", "/small"], b"in the tree").ok();
+    let survivor = cluster.nodes[0].id.clone();
+    let kept: Vec<bool> = files.iter().map(|(path, _)| cluster.holders(path).contains(&survivor)).collect();
+    let (address, old) = (cluster.nodes[0].address.clone(), cluster.nodes[0].cluster.clone());
+    let mount = Mount::new(&cluster);
+    assert_eq!(std::fs::read(mount.path().join("small")).expect("read"), b"in the tree");
+    cluster.nodes[1].kill();
+    cluster.nodes[2].kill();
+
+    let mut status = String::new();
+    wait_until(Duration::from_secs(60), "the loss is said", || {
+        status = String::from_utf8(dfs_with(&address, &["status"], None).ok()).expect("UTF-8");
+        status.contains("no majority: 1 of 3 voters answers, no leader since ")
+    });
+    assert!(status.contains("1 node holds the tree up to entry ") && status.contains("`dfs recover`"), "{status}");
+    let said = String::from_utf8(dfs_with(&address, &["recover"], None).ok()).expect("UTF-8");
+    assert!(said.contains(&format!("goes on  {address} with the tree")) && said.contains("nothing was done"), "{said}");
+    // For a moment after the last word of a leader it is refused.
+    let mut asked = dfs_with(&address, &["recover", "--yes"], None);
+    wait_until(Duration::from_secs(60), "the survivor goes on", || {
+        let settled = asked.code() == 0 || !asked.failed().contains("a moment ago");
+        if !settled {
+            asked = dfs_with(&address, &["recover", "--yes"], None);
+        }
+        settled
+    });
+    let said = String::from_utf8(asked.ok()).expect("UTF-8");
+    assert!(said.contains("done     cluster ") && !said.contains(&format!("done     cluster {old}")), "{said}");
+    assert!(dfs_with(&address, &["recover", "--yes"], None).failed().contains("has a leader"), "once is enough");
+    assert_eq!(dfs_with(&address, &["cat", "/small"], None).ok(), b"in the tree");
+    for ((path, bytes), kept) in files.iter().zip(kept) {
+        if !kept {
+            assert!(dfs_with(&address, &["--op-timeout", "3s", "cat", path], None).code() == 1, "{path}: both holders are gone");
+            continue;
+        }
+        wait_until(Duration::from_secs(30), "a copy that survived is found", || {
+            let fetched = dfs_with(&address, &["cat", path], None);
+            fetched.code() == 0 && fetched.ok() == *bytes
+        });
+    }
+    dfs_with(&address, &["put", "-", "/new"], Some(b"goes on")).ok();
+    std::fs::read(mount.path().join("f0")).expect_err("the old mount belongs to the old cluster");
+    let again = Mount::with(&["--nodes", &address]);
+    assert_eq!(std::fs::read(again.path().join("new")).expect("read"), b"goes on");
+    assert!(again.unmount().success());
 }

@@ -7,6 +7,7 @@ use dfs_node::node::Sabotage;
 
 use sim::forming;
 use sim::plan::Plan;
+use sim::recovery;
 use sim::run::{Report, Run, caught, run_client_seed, run_seed};
 use sim::scripts::{
     a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, as_many_copies_as_asked_for, copies_lie_apart,
@@ -144,6 +145,28 @@ fn copies_lie_in_different_zones_also_when_a_node_dies() {
 fn a_chunk_has_as_many_copies_as_asked_for() {
     for (seed, replicas) in [(0, 1), (1, 1), (2, 3), (3, 3)] {
         caught(|| as_many_copies_as_asked_for(Plan::draw(seed), replicas)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+/// Of three and of four nodes two voters are lost, and a survivor goes on.
+#[test]
+fn a_minority_goes_on_with_all_that_it_has_when_it_is_told_to() {
+    for seed in 0..number("DFS_SEEDS").unwrap_or(8) {
+        caught(|| recovery::two_voters_die(seed, 3 + (seed % 2) as usize)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn an_old_voter_that_comes_back_after_a_recovery_mixes_with_nobody() {
+    for seed in 0..number("DFS_SEEDS").unwrap_or(6) {
+        caught(|| recovery::one_comes_back(seed)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_survivor_that_dies_while_others_join_it_is_followed_by_another() {
+    for seed in 0..number("DFS_SEEDS").unwrap_or(6) {
+        caught(|| recovery::the_survivor_dies_again(seed)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 

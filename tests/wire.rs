@@ -8,10 +8,10 @@ use bytes::Bytes;
 use dfs::link::{Frame, Hello, Lane, LinkAction, LinkEvent, LinkId, Role};
 use dfs::net::Net;
 use dfs::status::Status;
-use dfs::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, SessionId};
+use dfs::types::{Address, ByteRange, ChunkHash, ClusterId, Epoch, InodeId, Instance, Name, NodeId, RequestNumber, SessionId, Term};
 use dfs::wire::codec;
 use dfs::wire::fsck::{Check, Checked, Flaw, Position, Rule, TablesSlice};
-use dfs::wire::message::{Allegiance, Body, DebugAction, Notice, Request, Response};
+use dfs::wire::message::{Allegiance, Body, DebugAction, Notice, Request, Response, Standing};
 use dfs::wire::namespace::{Op, Patch, Query, Source, WriteAt};
 
 const CLUSTER: ClusterId = ClusterId(0xabcdef);
@@ -421,6 +421,16 @@ fn messages_keep_their_bytes() {
     );
     let mustered = Response::Mustered { cluster: ClusterId(7), allegiance: Allegiance::Forming { founder: NodeId(5) } };
     assert_eq!(encode(&Body::Response(Ok(mustered))), "01000000000000000d00000007000000000000000000000000000000010000000500000000000000");
+    let seven = format!("07{}", "0".repeat(30));
+    assert_eq!(request(Request::Recover { cluster: ClusterId(7) }), format!("000000001a000000{seven}"));
+    let rejoin = Request::Rejoin { cluster: ClusterId(7), to: "a:1".parse().unwrap() };
+    assert_eq!(request(rejoin), format!("000000001b000000{seven}000000000100000000000000610100"));
+    let standing = Standing { quorums: vec![vec![NodeId(2)]], log: (Term(3), 4), leaderless_ms: 5, lineage: vec![ClusterId(7)] };
+    let one = "0100000000000000";
+    assert_eq!(
+        hex(codec::encode(&standing, 4096).unwrap()),
+        format!("{one}{one}0200000000000000030000000000000004000000000000000500000000000000{one}{seven}")
+    );
     let hello = codec::encode(&hello(CLIENT, Lane::Bulk), 4096).unwrap();
     assert_eq!(hex(hello), "efcdab0000000000000000000000000000000000160000000000000001000000".to_string() + "00");
 

@@ -17,6 +17,7 @@ mod locks;
 mod membership;
 mod proposals;
 mod reads;
+mod recovery;
 mod repair;
 mod report;
 mod requests;
@@ -200,6 +201,8 @@ pub struct Node {
     repair: repair::Repair,
     /// When a leader of the present term was last heard.
     leader_heard: Time,
+    /// When this node last led.
+    led: Time,
     /// The leader last followed.
     followed: Option<NodeId>,
     resident: u64,
@@ -248,6 +251,7 @@ impl Node {
             storage: storage::Reports::default(),
             repair,
             leader_heard: now,
+            led: now,
             followed: None,
             resident: 0,
             faults_permitted: false,
@@ -500,6 +504,9 @@ impl Node {
 
     /// Whoever waits for this node as leader is sent to the next one.
     fn resign(&mut self) {
+        if self.leading.is_some() {
+            self.led = self.now;
+        }
         let failure = self.not_leader();
         for asker in self.leading.take().map(|mut leading| leading.gate.take_askers()).unwrap_or_default() {
             self.answer(asker, Err(failure.clone()), Bytes::new());

@@ -113,8 +113,12 @@ pub enum Command {
         /// Its address or its id, as `status` shows them
         node: String,
     },
-    /// Form a new cluster from a minority (not yet)
-    Recover,
+    /// When a majority of voters is lost for good: go on with what the surviving nodes have, as a new cluster
+    Recover {
+        /// Do it; without this it is only said what would be done
+        #[arg(long)]
+        yes: bool,
+    },
     /// Make a cluster secret (not yet)
     Keygen { file: PathBuf },
     /// Work interactively (not yet)
@@ -162,7 +166,6 @@ impl Command {
     pub fn not_yet(&self) -> Option<&'static str> {
         match self {
             Command::Top => Some("top"),
-            Command::Recover => Some("recover"),
             Command::Keygen { .. } => Some("keygen"),
             Command::Shell => Some("shell"),
             _ => None,
@@ -193,7 +196,7 @@ mod tests {
     #[test]
     fn the_whole_contract_parses() {
         let lines = "put a /b|put - /b|get /a -|cat /a|ls|ls /|ls --where /|mkdir /d|rm /a|rm -r /a|mv /a /b|stat /a|locate /a|df|status|sync|\
-                     umount d|shutdown|top|fsck|drain n|can-stop n|recover|keygen f|shell|debug scrub --node n";
+                     umount d|shutdown|top|fsck|drain n|can-stop n|recover|recover --yes|keygen f|shell|debug scrub --node n";
         for line in lines.split('|') {
             assert!(parse(&format!("dfs {line}")).is_ok(), "{line}");
             assert!(parse(&format!("dfs --nodes unix:/x,[::1]:7 --json {line} --op-timeout 500ms --log info")).is_ok(), "{line}");

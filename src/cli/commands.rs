@@ -13,6 +13,7 @@ use crate::debug;
 use crate::failure::Failure;
 use crate::fsck;
 use crate::members;
+use crate::recover;
 use crate::show::{self, Entry, Holder};
 use crate::store::{self, Store, TreePath};
 use crate::unmount;
@@ -26,8 +27,12 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         refuse_directory(src)?;
     }
     if let Command::Status = &cli.command {
-        let report = Store::open_later(&cli.global)?.report().map_err(|error| store::unreachable(&cli.global, error))?;
+        let mut report = Store::open_later(&cli.global)?.report().map_err(|error| store::unreachable(&cli.global, error))?;
+        recover::explain(&cli.global, &mut report);
         return print_either(cli.global.json, || show::status_json(&report), || show::status_text(&report));
+    }
+    if let Command::Recover { yes } = &cli.command {
+        return print(recover::run(&cli.global, *yes)?.as_bytes());
     }
     with_store(cli, &Store::open(&cli.global)?)
 }
@@ -65,7 +70,7 @@ fn with_store(cli: &Cli, store: &Store) -> Result<(), Failure> {
         Command::Shutdown => store.shutdown(),
         Command::Drain { node } => members::drain(store, node),
         Command::CanStop { node } => members::can_stop(store, node),
-        // `run` has done status and umount, `main` has refused the rest.
+        // `run` has done status, recover and umount, `main` has refused the rest.
         _ => Err(Failure::status("command", Status::NotYet)),
     }
 }

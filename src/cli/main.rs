@@ -8,6 +8,7 @@ mod debug;
 mod failure;
 mod fsck;
 mod members;
+mod recover;
 mod show;
 mod store;
 mod unmount;

@@ -148,6 +148,7 @@ mod tests {
             replicas: 2,
             voters: 3,
             repair: RepairReport { known: true, ..RepairReport::default() },
+            standing: Default::default(),
         }
     }
 

@@ -553,6 +553,16 @@ impl Ask {
 
     /// Whether the session must be open first.
     fn needs_session(&self) -> bool {
-        !matches!(self.kind, Kind::Plain(Request::Map { .. } | Request::Status | Request::OpenSession { .. } | Request::Shutdown))
+        !matches!(
+            self.kind,
+            Kind::Plain(
+                Request::Map { .. }
+                    | Request::Status
+                    | Request::OpenSession { .. }
+                    | Request::Shutdown
+                    | Request::Recover { .. }
+                    | Request::Rejoin { .. }
+            )
+        )
     }
 }

@@ -323,6 +323,14 @@ impl Core {
                 self.ask(now, Request::EndSession, Target::Leader, Owner::Job(job), self.config.op_timeout);
             }
             Call::Drain(node) => self.start_pass(now, token, Request::Drain { node }, Target::Leader, None),
+            Call::Recover { address, cluster } => {
+                let target = Target::Node(Peer { address, node: None });
+                self.start_pass(now, token, Request::Recover { cluster }, target, None);
+            }
+            Call::Rejoin { address, cluster, to } => {
+                let target = Target::Node(Peer { address, node: None });
+                self.start_pass(now, token, Request::Rejoin { cluster, to }, target, None);
+            }
             Call::Check { node: None, check } => self.start_pass(now, token, Request::Check(check), Target::Leader, None),
             Call::Check { node: Some(node), check } => self.start_pass_to(now, token, Request::Check(check), node),
             Call::Debug { node, action } => self.start_pass_to(now, token, Request::Debug(action), node),

@@ -192,6 +192,18 @@ pub enum Call {
     Shutdown,
     /// Has a node's data moved to others; answered when that has begun.
     Drain(NodeId),
+    /// Has the node at that address go on as a new cluster with the tree of one that has lost its majority. Of a fresh core: one that has
+    /// found the old cluster cannot speak to the new one.
+    Recover {
+        address: Address,
+        cluster: ClusterId,
+    },
+    /// Has the node at that address give up its copy of that cluster's tree and join the one at `to`.
+    Rejoin {
+        address: Address,
+        cluster: ClusterId,
+        to: Address,
+    },
     /// Takes, converts or gives up a lock. `WouldBlock` if it is not free; waits for it without a deadline if told to.
     Lock {
         ino: InodeId,

@@ -75,6 +75,7 @@ fn request(request: &Request) -> Result<(), Status> {
         Request::Query(query) => self::query(query),
         Request::Get { range, .. } => chunk_range(range),
         Request::Join { member } => self::member(member),
+        Request::Rejoin { to, .. } => address(to),
         Request::Delete { items } | Request::Audit { items } | Request::Lost { items } | Request::Copied { items } => {
             require(items.len() <= limits::UPLOADS_LIST_MAX)
         }
@@ -94,6 +95,7 @@ fn request(request: &Request) -> Result<(), Status> {
         | Request::Suspect { .. }
         | Request::Identify
         | Request::Leave
+        | Request::Recover { .. }
         | Request::Debug(_)
         | Request::Muster => Ok(()),
     }
@@ -290,6 +292,9 @@ fn address(address: &Address) -> Result<(), Status> {
 
 fn report(report: &StatusReport) -> Result<(), Status> {
     require(report.members.len() <= limits::NODES_MAX && report.sessions.len() <= limits::SESSIONS_MAX)?;
+    let standing = &report.standing;
+    require(standing.quorums.len() <= 2 && standing.quorums.iter().all(|voters| voters.len() <= limits::NODES_MAX))?;
+    require(standing.lineage.len() <= limits::LINEAGE_MAX)?;
     report.members.iter().try_for_each(|one| member(&one.member))
 }
 

@@ -106,6 +106,11 @@ pub enum Request {
     Debug(DebugAction),
     /// Check the next slice of something.
     Check(Check),
+    /// The majority of that cluster's voters is lost for good: go on with the tree as it is here, as the first node of a new cluster.
+    /// `Conflict`: a leader was heard a moment ago, or there is nothing to go on with. Idempotent.
+    Recover { cluster: ClusterId },
+    /// Another node has gone on with the tree of that cluster: forget it, keep the chunks, and join whoever is there. `Conflict` as above.
+    Rejoin { cluster: ClusterId, to: Address },
 }
 
 /// What is done to a node to see whether it copes.
@@ -379,6 +384,20 @@ pub struct StatusReport {
     /// Voters of the namespace by its configuration, the dead included.
     pub voters: usize,
     pub repair: RepairReport,
+    pub standing: Standing,
+}
+
+/// What decides whether the cluster can go on, and with whose copy of the tree, as one node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Sets of voters, by id: of each a majority must agree. Two while the voters are being changed.
+    pub quorums: Vec<Vec<NodeId>>,
+    /// The last entry of this node's log, by term and index; (0, 0) if it has no copy of the tree.
+    pub log: (Term, u64),
+    /// Milliseconds since it last heard a leader; 0 from one.
+    pub leaderless_ms: u64,
+    /// The clusters whose tree this one has gone on with, oldest first.
+    pub lineage: Vec<ClusterId>,
 }
 
 /// How far the cluster is from having every copy where it should be, as the answering node's last walk over all chunks found it.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs::cluster_map::{ClusterMap, MemberState};
-use dfs::types::{ByteRange, ChunkHash, Epoch, Instance, NodeId, SessionId, Term};
+use dfs::types::{ByteRange, ChunkHash, ClusterId, Epoch, Instance, NodeId, SessionId, Term};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
@@ -14,9 +14,9 @@ use super::world::World;
 /// Facts about the whole history of a cluster.
 #[derive(Default)]
 pub struct Checks {
-    leaders: BTreeMap<Term, NodeId>,
+    leaders: BTreeMap<(ClusterId, Term), NodeId>,
     /// State hash after each applied index, as the first node that got there had it.
-    states: BTreeMap<u64, (NodeId, u64)>,
+    states: BTreeMap<(ClusterId, u64), (NodeId, u64)>,
     /// Where each incarnation was when last looked at.
     applied: BTreeMap<NodeId, u64>,
     /// The newest epoch applied anywhere, and who lived in it.
@@ -30,12 +30,12 @@ pub struct Checks {
 impl Checks {
     /// The last entry that was applied anywhere.
     pub fn newest(&self) -> u64 {
-        self.states.last_key_value().map_or(0, |(index, _)| *index)
+        self.states.keys().map(|(_, index)| *index).max().unwrap_or(0)
     }
 
     /// How many terms had a leader.
     pub fn terms(&self) -> usize {
-        self.leaders.len()
+        self.leaders.keys().map(|(_, term)| term).collect::<BTreeSet<_>>().len()
     }
 
     /// After every event: looks at the nodes that took a turn.
@@ -51,14 +51,14 @@ impl Checks {
     }
 
     fn look_at(&mut self, node: &Node) {
-        let (id, applied) = (node.id(), node.namespace().applied());
+        let (id, applied, cluster) = (node.id(), node.namespace().applied(), node.namespace().map().cluster);
         if let Some(term) = node.leads() {
-            let leader = *self.leaders.entry(term).or_insert(id);
+            let leader = *self.leaders.entry((cluster, term)).or_insert(id);
             assert_eq!(leader, id, "two leaders in term {term}");
         }
         if self.applied.insert(id, applied) != Some(applied) {
             let state_hash = node.namespace().state_hash();
-            let (first, hash) = *self.states.entry(applied).or_insert((id, state_hash));
+            let (first, hash) = *self.states.entry((cluster, applied)).or_insert((id, state_hash));
             self.look_at_map(node.namespace().map());
             assert_eq!(hash, state_hash, "{id} and {first} differ after applying entry {applied}");
         }

@@ -9,6 +9,7 @@ pub mod linear;
 pub mod network;
 pub mod plan;
 pub mod process;
+pub mod recovery;
 pub mod run;
 pub mod scripts;
 pub mod workload;

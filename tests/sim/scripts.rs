@@ -14,18 +14,18 @@ use super::run::Run;
 use super::workload::{create, name};
 use super::world::{Death, MILLISECOND, SECOND};
 
-fn file(run: &mut Run, client: Pid, text: &str) -> InodeId {
+pub fn file(run: &mut Run, client: Pid, text: &str) -> InodeId {
     match run.call(client, create(ROOT, text, NewKind::File, 0)) {
         Ok(Reply::Replied(Replied::Entry { attributes, .. })) => attributes.ino,
         other => panic!("create answered {other:?}"),
     }
 }
 
-fn write(ino: InodeId, bytes: &Bytes) -> Call {
+pub fn write(ino: InodeId, bytes: &Bytes) -> Call {
     Call::Write { ino, at: WriteAt::Offset(0), bytes: bytes.clone(), kill_privileges: false }
 }
 
-fn unlink(text: &str) -> Call {
+pub fn unlink(text: &str) -> Call {
     Call::Op(Op::Unlink { parent: ROOT, name: name(text) })
 }
 

@@ -3,7 +3,7 @@
 use dfs::cluster_map::{Member, MemberState};
 use dfs::limits;
 use dfs::status::Status;
-use dfs::types::{Address, ClusterId, Epoch, NodeId};
+use dfs::types::{Address, ClusterId, Epoch, NodeId, SessionId};
 use dfs::wire::namespace::Replied;
 
 use super::Namespace;
@@ -24,6 +24,36 @@ impl Namespace {
         self.header.map.awaited.dedup();
         self.advance_epoch();
         Ok(Replied::Done)
+    }
+
+    /// Goes on with the tree as it stands, as a new cluster whose only member and voter is `founder`. Outside the log, but in the place of an
+    /// entry, so that a state of before and one of after never share an index. All sessions end: their clients belong to the old cluster,
+    /// and what they had uploaded without committing it is garbage. Chunk records keep naming nodes of the old cluster; whoever has the
+    /// bytes says so anew.
+    pub fn go_on(&mut self, cluster: ClusterId, founder: Member, epoch: Epoch) {
+        assert!(epoch > self.header.map.epoch, "epochs only grow");
+        let sessions: Vec<SessionId> = self.sessions().map(|(session, _)| session).collect();
+        for session in sessions {
+            self.end_session(session).expect("it was just listed");
+        }
+        let members: Vec<NodeId> = self.header.map.members.iter().map(|member| member.id).collect();
+        members.into_iter().for_each(|member| self.drop_member(member));
+        if self.header.lineage.len() >= limits::LINEAGE_MAX {
+            self.header.lineage.pop_front();
+        }
+        self.header.lineage.push_back(self.header.map.cluster);
+        self.header.applied += 1;
+        let map = &mut self.header.map;
+        (map.cluster, map.epoch, map.voters, map.members) = (cluster, epoch, vec![founder.id], vec![founder]);
+        map.awaited.clear();
+        self.capacity = dfs::capacity::capacity(&self.header.map);
+        // They were for a leader of the old cluster.
+        self.effects.clear();
+    }
+
+    /// The clusters whose tree this one has gone on with, oldest first.
+    pub fn lineage(&self) -> impl Iterator<Item = ClusterId> {
+        self.header.lineage.iter().copied()
     }
 
     /// Voters as a configuration change in the log left them; in log order with [`Namespace::apply`].

@@ -36,7 +36,7 @@ use dfs::cluster_map::ClusterMap;
 use dfs::limits;
 use dfs::placement::PlacementTable;
 use dfs::status::Status;
-use dfs::types::{InodeId, NodeId, ROOT, SessionId, Timestamp};
+use dfs::types::{ClusterId, InodeId, NodeId, ROOT, SessionId, Timestamp};
 use dfs::wire::codec;
 use dfs::wire::namespace::{NewKind, Op, Replied};
 use serde::{Deserialize, Serialize};
@@ -71,6 +71,8 @@ struct Header {
     ended_sessions: VecDeque<SessionId>,
     /// Incarnations taken off the map, oldest first.
     dead_nodes: VecDeque<NodeId>,
+    /// Clusters whose tree this one has gone on with, oldest first.
+    lineage: VecDeque<ClusterId>,
 }
 
 /// The replicated state.
@@ -100,6 +102,7 @@ impl Namespace {
             map: ClusterMap::default(),
             ended_sessions: VecDeque::new(),
             dead_nodes: VecDeque::new(),
+            lineage: VecDeque::new(),
         };
         let mut namespace = Namespace::of_header(header);
         let root = Inode::new(NewKind::Directory, ROOT, 0o755, (0, 0), Timestamp::default());

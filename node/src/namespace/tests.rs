@@ -613,3 +613,32 @@ fn damaged_snapshots_are_refused() {
         }
     }
 }
+
+#[test]
+fn who_goes_on_with_the_tree_of_a_lost_cluster_forgets_its_nodes_and_clients_and_keeps_the_files() {
+    let mut world = World::new();
+    let ino = world.file("file");
+    let kept = claim(1, 1, &[1, 2]);
+    world.write_chunk(ino, 0, kept.clone()).unwrap();
+    let (applied, epoch, time) = (world.namespace.applied(), world.namespace.map().epoch, world.namespace.time());
+    world.namespace.go_on(ClusterId(10), member(5, 1), Epoch(epoch.0 + 3));
+    world.namespace.check_invariants();
+    let map = world.namespace.map();
+    assert_eq!((map.cluster, map.epoch, &map.voters[..], map.replicas), (ClusterId(10), Epoch(epoch.0 + 3), &[NodeId(5)][..], 2));
+    assert!(map.members == [member(5, 1)] && world.namespace.sessions().len() == 0);
+    assert_eq!((world.namespace.applied(), world.namespace.time()), (applied + 1, time));
+    assert!(world.namespace.lineage().eq([ClusterId(9)]) && world.namespace.drain_effects().is_empty());
+    // Nobody is known to hold the bytes: a copy that is found must stay until it is announced. What was never committed goes.
+    let stray = claim(2, 2, &[]);
+    let items = [(kept.hash, kept.instance), (stray.hash, stray.instance)];
+    assert_eq!(world.namespace.verdicts(NodeId(5), &items), [Verdict::Pending, Verdict::Garbage]);
+    world.apply(Command::Copied { node: NodeId(5), items: vec![items[0]] }).unwrap();
+    assert_eq!(world.namespace.verdicts(NodeId(5), &items[..1]), [Verdict::Live(kept.instance)]);
+    // Incarnations of the old cluster are not taken in; another one at their address is, and its copy counts, too.
+    assert_eq!(world.apply(Command::SetMember(member(2, 2))), Err(Status::Conflict));
+    world.apply(Command::SetMember(member(6, 2))).unwrap();
+    assert_eq!(world.namespace.verdicts(NodeId(6), &items[..1]), [Verdict::Pending]);
+    world.apply(Command::Copied { node: NodeId(6), items: vec![items[0]] }).unwrap();
+    assert_eq!(world.namespace.chunk_held(&kept.hash).unwrap().holders, [NodeId(5), NodeId(6)]);
+    world.namespace.check_invariants();
+}

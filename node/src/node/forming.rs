@@ -270,7 +270,8 @@ impl Node {
         }
         let silent = self.now.since(self.leader_heard) > limits::ELECTION_TIMEOUT && self.leading.is_none();
         let targets = self.forming.targets(self.id, self.cluster, silent);
-        let alone = self.forming.peers.len() == 1 && self.cluster.0 == 0;
+        // Who gave up its copy of a cluster's tree for another's has nothing to form.
+        let alone = self.forming.peers.len() == 1 && self.cluster.0 == 0 && self.forming.belonging == Belonging::None;
         if alone && self.stage == Stage::Joining {
             return self.found_by_list();
         }

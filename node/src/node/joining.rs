@@ -67,6 +67,17 @@ impl Joining {
         self.ask_at
     }
 
+    /// Ask there; nobody else, if `only`.
+    pub fn turn_to(&mut self, now: Time, address: Address, only: bool) {
+        if only {
+            self.candidates.clear();
+        }
+        if self.candidates.len() < limits::NODES_MAX {
+            self.candidates.insert(address);
+        }
+        self.ask_at = now;
+    }
+
     /// Look around in this turn.
     pub fn look_at(&mut self, now: Time) {
         self.ask_at = now;
@@ -76,14 +87,19 @@ impl Joining {
 impl Node {
     /// Forms a new cluster with this node as the only voter.
     pub(super) fn found(&mut self) {
-        let (high, low) = (self.random.next_id(), self.random.next());
-        self.cluster = ClusterId(u128::from(high) << 64 | u128::from(low));
+        self.cluster = self.draw_cluster();
         self.links.set_cluster(self.cluster);
         self.announce();
         self.namespace.set_voters(1, vec![self.id]);
         let random = self.random.fork();
         self.group = Some(Group::new(self.id, raft::Start::Founder, random, self.now, raft::Settings::default()));
         self.stage = Stage::CatchingUp { since: self.now };
+    }
+
+    /// A cluster id that nobody else has.
+    pub(super) fn draw_cluster(&mut self) -> ClusterId {
+        let (high, low) = (self.random.next_id(), self.random.next());
+        ClusterId(u128::from(high) << 64 | u128::from(low))
     }
 
     /// What there is to do about the stage, now.
@@ -187,9 +203,21 @@ impl Node {
 
     /// Comes back under a new id: those who counted the old one out must stay right. The chunks stay, and are asked about.
     pub(super) fn reincarnate(&mut self) {
+        let known = self.map.members.iter().filter(|member| member.state != MemberState::Dead && member.address != self.config.address);
+        self.joining.candidates.extend(known.map(|member| member.address.clone()));
+        self.joining.ask_at = self.now;
+        self.take_new_id();
+        self.group = None;
+        self.namespace = Namespace::new(SpaceLimits::default());
+        self.map = ClusterMap::default();
+        self.stage = Stage::Joining;
+    }
+
+    /// Goes on under another id, without the links of the old one and all that was asked over them.
+    pub(super) fn take_new_id(&mut self) {
         let old = self.id;
         self.id = NodeId(self.random.next_id());
-        tracing::warn!(%old, new = %self.id, "no member any more; coming back as a new incarnation");
+        tracing::warn!(%old, new = %self.id, "goes on as a new incarnation");
         self.resign();
         for &link in self.incoming.keys() {
             self.outputs.push_back(NodeOutput::Link(dfs::link::LinkAction::Close { link }));
@@ -199,16 +227,9 @@ impl Node {
         self.links.restart(self.id.0);
         self.links.set_cluster(self.cluster);
         self.tickets.clear();
-        let known = self.map.members.iter().filter(|member| member.state != MemberState::Dead && member.address != self.config.address);
-        self.joining.candidates.extend(known.map(|member| member.address.clone()));
-        self.joining.ask_at = self.now;
-        self.group = None;
-        self.namespace = Namespace::new(SpaceLimits::default());
-        self.map = ClusterMap::default();
         self.transfers = Default::default();
         self.storage = Default::default();
         self.repair.reset(self.config.rate);
-        self.stage = Stage::Joining;
         self.announce();
     }
 

@@ -28,6 +28,7 @@ impl Node {
             replicas: self.map.replicas,
             voters: self.map.voters.len(),
             repair: self.repair_report(),
+            standing: self.report_standing(),
         }
     }
 

@@ -55,6 +55,8 @@ impl Node {
     fn on_client_request(&mut self, asker: Asker, session: SessionId, request: Request, payload: Bytes) {
         match request {
             Request::Identify | Request::Status => self.on_open_request(asker, request),
+            Request::Recover { cluster } => self.on_recover(asker, cluster),
+            Request::Rejoin { cluster, to } => self.on_rejoin(asker, cluster, to),
             // Not even the map: whoever takes it clings to a cluster that may be forgotten.
             _ if self.map.is_forming() => self.fail(asker, Status::NotMember),
             Request::Map { .. } => self.on_open_request(asker, request),

@@ -55,6 +55,11 @@ impl Log {
         self.entries.len()
     }
 
+    /// Entries behind that index.
+    pub(super) fn behind(&self, index: u64) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.index > index)
+    }
+
     /// Appends; an entry whose index is taken replaces that one and everything after it.
     pub(super) fn append(&mut self, entries: Vec<Entry>) {
         let Some(start) = entries.first().map(|entry| entry.index) else { return };

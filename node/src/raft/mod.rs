@@ -40,6 +40,9 @@ pub enum Start {
     Founder,
     /// Knows nobody; waits until a leader sends it a snapshot.
     Joiner,
+    /// The first node of a cluster that goes on with the state of another one: the only voter. Its log begins behind that place, and its
+    /// term above that one.
+    Survivor { index: u64, term: Term },
 }
 
 /// Time and size as the group sees them.
@@ -124,6 +127,10 @@ impl Group {
             // History begins after entry 1, which nobody can be sent: hence every joiner begins with a snapshot, and knows the voters.
             Start::Founder => (Log::new(1, 1, Configuration::founder(me).to_library()), Configuration::founder(me)),
             Start::Joiner => (Log::new(0, 0, Default::default()), Configuration::default()),
+            // Likewise: nothing that came before can be sent to anybody but as a snapshot.
+            Start::Survivor { index, term } => {
+                (Log::new(index, term.0, Configuration::founder(me).to_library()), Configuration::founder(me))
+            }
         };
         let applied = log.last();
         let ticks = |duration: Duration| duration.as_nanos().div_ceil(settings.tick.as_nanos().max(1)).max(1) as usize;
@@ -163,9 +170,11 @@ impl Group {
             outputs: VecDeque::new(),
         };
         group.draw_timeout();
-        if start == Start::Founder {
+        if start != Start::Joiner {
             let campaign = group.node.campaign();
             assert!(campaign.is_ok(), "a single voter elects itself");
+        }
+        if start == Start::Founder {
             let configuration = group.configuration.clone();
             group.outputs.push_back(Output::Configured { index: applied, term: Term(1), configuration });
         }
@@ -300,6 +309,20 @@ impl Group {
     /// Last entry of the log.
     pub fn last_index(&self) -> u64 {
         self.node.raft.raft_log.last_index()
+    }
+
+    /// Term and index of the last entry of the log: of two logs the one with the greater has all that was ever committed and is in either.
+    pub fn position(&self) -> (Term, u64) {
+        (Term(self.node.raft.raft_log.last_term()), self.last_index())
+    }
+
+    /// What lies in the log behind the last applied entry: index, term, and the data; `None` for a change of the configuration.
+    pub fn tail(&self) -> Vec<(u64, Term, Option<Bytes>)> {
+        let entry = |entry: &Entry| {
+            let command = entry.get_entry_type() == EntryType::EntryNormal;
+            (entry.index, Term(entry.term), command.then(|| entry.data.clone()))
+        };
+        self.node.store().behind(self.applied_index()).map(entry).collect()
     }
 
     /// The configuration as of the last committed change.

@@ -472,3 +472,23 @@ fn the_same_seed_gives_the_same_history() {
     };
     assert_eq!(end(4), end(4));
 }
+
+#[test]
+fn a_survivor_leads_alone_behind_the_place_where_it_stood() {
+    let start = Start::Survivor { index: 40, term: Term(5) };
+    let mut group = Group::new(NodeId(7), start, Random::new(1), Time(1_000 * MS), settings());
+    assert!(group.is_leader() && group.term() == Term(6));
+    assert_eq!((group.position(), group.applied_index()), ((Term(6), 41), 40));
+    assert_eq!(group.tail(), [(41, Term(6), Some(Bytes::new()))]);
+    let mut committed = Vec::new();
+    while let Some(output) = group.poll_output() {
+        match output {
+            Output::Commit { index, term, .. } => committed.push((index, term)),
+            Output::Send { .. } | Output::Configured { .. } => panic!("{output:?}"),
+            _ => {}
+        }
+    }
+    assert_eq!(committed, [(41, Term(6))]);
+    group.applied_to(41);
+    assert!(group.tail().is_empty());
+}
