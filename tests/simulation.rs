@@ -287,7 +287,7 @@ fn planted_repair_forgets_group() {
 
 #[test]
 fn planted_drain_leaves_early() {
-    planted(Sabotage::DrainLeavesEarly, 27, &["left early"]);
+    planted(Sabotage::DrainLeavesEarly, 1502, &["left early"]);
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn planted_copy_announced_early() {
 
 #[test]
 fn planted_read_from_deposed() {
-    planted(Sabotage::ReadFromDeposed, 194, SEEN);
+    planted(Sabotage::ReadFromDeposed, 305, SEEN);
 }
 
 /// The same where one mount watches what another writes, which the usual workload does too seldom.
