@@ -29,9 +29,9 @@ fn check(directory: &Path, seed: u64, files: u64, mib: usize) {
     }
 }
 
-/// Waits until every chunk has its copies where they belong, `living` nodes are there and three of them vote.
+/// Waits until every chunk has its copies where they belong, and `living` nodes are there of which as many vote as should.
 fn until_whole(cluster: &Cluster, living: usize) {
-    wait_until(WHOLE_WITHIN, "every copy is made and three nodes vote", || {
+    wait_until(WHOLE_WITHIN, "every copy is made and enough nodes vote", || {
         let finished = cluster.dfs(&["--json", "status"]);
         let Ok(status) = serde_json::from_slice::<serde_json::Value>(&finished.output.stdout) else { return false };
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
@@ -39,7 +39,7 @@ fn until_whole(cluster: &Cluster, living: usize) {
         let repair = &status["repair"];
         status["from_leader"] == true
             && live.len() == living
-            && live.iter().filter(|node| node["voter"] == true).count() == 3
+            && live.iter().filter(|node| node["voter"] == true).count() == dfs::cluster_map::voters_wanted(living)
             && status["degraded"].is_null()
             && repair["known"] == true
             && repair["weak_chunks"] == 0
@@ -128,13 +128,22 @@ fn p6_a_node_that_joins_gets_its_share_and_one_that_is_drained_leaves_nothing_be
 
 #[test]
 fn p6_every_node_may_be_restarted_one_after_the_other() {
-    let mut cluster = Cluster::start(3);
+    restart_each_of(3);
+}
+
+#[test]
+fn p6_every_node_of_five_may_be_restarted_one_after_the_other() {
+    restart_each_of(5);
+}
+
+fn restart_each_of(nodes: usize) {
+    let mut cluster = Cluster::start(nodes);
     let mount = Mount::new(&cluster);
     fill(mount.path(), 3, 8, 4);
     cluster.dfs_ok(&["sync"]);
     let load = Load::start(mount.path());
-    for index in 0..3 {
-        until_whole(&cluster, 3);
+    for index in 0..nodes {
+        until_whole(&cluster, nodes);
         let address = cluster.nodes[index].address.clone();
         cluster.dfs_ok(&["can-stop", &address]);
         cluster.nodes[index].signal(libc::SIGTERM);
@@ -145,7 +154,7 @@ fn p6_every_node_may_be_restarted_one_after_the_other() {
         let arguments = ["--listen", &address, "--memory", cluster.options.memory, "--join", &join, "--log", "info"];
         cluster.nodes[index] = Starting::spawn(&arguments, &log).ready();
     }
-    until_whole(&cluster, 3);
+    until_whole(&cluster, nodes);
     check(mount.path(), 3, 8, 4);
     load.end();
 }
