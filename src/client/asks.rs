@@ -92,7 +92,9 @@ pub(super) struct Ask {
     busy: u32,
     /// Whether an attempt may have had its effect without our hearing of it.
     uncertain: bool,
-    /// Whether the answer came from a leader of the past.
+    /// Which way the attempt under way took, see [`super::router::Router::way_to`].
+    way: u64,
+    /// Whether the answer came from a leader of the past, or over a link that was given up for another: what that one told may be newer.
     late: bool,
     last: Status,
 }
@@ -124,6 +126,7 @@ impl Core {
             hints: 0,
             busy: 0,
             uncertain: false,
+            way: 0,
             late: false,
             last: Status::Unavailable,
         };
@@ -157,7 +160,7 @@ impl Core {
             &response
         {
             let (term, epoch) = (*term, *epoch);
-            ask.late = term < self.session.term;
+            ask.late = term < self.session.term || !self.router.is_way(ask.way);
             self.session.term = self.session.term.max(term);
             if !ask.late && self.config.caches {
                 self.on_news(now, id, sent, &response);
@@ -272,6 +275,9 @@ impl Core {
             return self.arm(at.min(ask.deadline), Alarm::Ask(id));
         };
         let ask = self.asks.get_mut(&id).expect("looked up above");
+        if matches!(ask.target, Target::Leader) {
+            ask.way = self.router.way_to(&peer);
+        }
         let request = match &ask.kind {
             // What it tells must be as of now, not as of the first attempt.
             Kind::Plain(Request::Renew { .. }) => self.session.renewal(),

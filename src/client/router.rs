@@ -15,11 +15,30 @@ pub(super) struct Router {
     turn: usize,
     /// Configured addresses at which another cluster answered.
     foreign: BTreeSet<Address>,
+    /// To whom a request for the leader went last, and how often that was another one than before.
+    spoken_to: Option<Peer>,
+    ways: u64,
 }
 
 impl Router {
     pub(super) fn new(configured: Vec<Address>) -> Self {
-        Router { configured, leader: None, turn: 0, foreign: BTreeSet::new() }
+        Router { configured, leader: None, turn: 0, foreign: BTreeSet::new(), spoken_to: None, ways: 0 }
+    }
+
+    /// A request for the leader goes to that peer. Numbers the way: only over one link do answers and recalls come in order, and one node
+    /// has two if it is asked as a member and as whoever answers at its address. So an answer that came over a way left meanwhile teaches
+    /// nothing.
+    pub(super) fn way_to(&mut self, peer: &Peer) -> u64 {
+        if self.spoken_to.as_ref() != Some(peer) {
+            self.spoken_to = Some(peer.clone());
+            self.ways += 1;
+        }
+        self.ways
+    }
+
+    /// Whether requests still go that way.
+    pub(super) fn is_way(&self, way: u64) -> bool {
+        way == self.ways
     }
 
     /// Whom to send a request for the leader.
@@ -129,6 +148,18 @@ mod tests {
         }
         let expected = [(2, Some(NodeId(2))), (1, Some(NodeId(1))), (1, None), (3, None), (2, None)];
         assert_eq!(asked, expected.map(|(port, node)| (address(port), node)));
+    }
+
+    #[test]
+    fn a_node_that_is_asked_under_another_name_is_another_way() {
+        let mut router = Router::new(vec![address(1)]);
+        let (anyone, member) = (Peer { address: address(1), node: None }, Peer { address: address(1), node: Some(NodeId(1)) });
+        let first = router.way_to(&anyone);
+        assert!(router.way_to(&anyone) == first && router.is_way(first));
+        let second = router.way_to(&member);
+        assert!(router.is_way(second) && !router.is_way(first));
+        let third = router.way_to(&anyone);
+        assert!(router.is_way(third) && !router.is_way(first), "it may have been left for long");
     }
 
     #[test]
