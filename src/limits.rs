@@ -210,6 +210,11 @@ pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
 pub const RESERVATION_OVERHEAD_BYTES: u64 = 256;
 /// Reserved runs of one slot that a fold leaves alone; where there are more, only those that are too long to be written inline.
 pub const FOLD_RESERVATIONS_MAX: usize = 64;
+/// What one session may have on one node without having committed it: this part of what the node lends, at least and at most so much. Beyond
+/// it the node takes nothing more of the session and is `Busy`. A client that has as much under way as it may, and a whole commit besides, stays below.
+pub const UNCOMMITTED_SHARE: u64 = 4;
+pub const UNCOMMITTED_BYTES_MIN: u64 = 40 << 20;
+pub const UNCOMMITTED_BYTES_MAX: u64 = 256 << 20;
 /// Most uploads of one chunk that a node remembers at once; more are refused as `Busy` until an audit has settled some.
 pub const INSTANCES_PER_CHUNK_MAX: usize = 4096;
 /// Most bad copies that a node keeps in mind until the leader has acknowledged their loss.
@@ -469,6 +474,9 @@ const _: () = assert!(CLIENT_RIGHTS_MAX < SESSION_RIGHTS_MAX && SESSION_WRITERS_
 const _: () = assert!(SLOT_BYTES / INLINE_WRITE_BYTES_MAX as u64 <= FOLD_RESERVATIONS_MAX as u64);
 const _: () = assert!(4 * FOLD_RESERVATIONS_MAX <= SLOT_EXTENTS_MAX);
 const _: () = assert!(WRITE_CHUNKS_MAX <= WRITE_PATCHES_MAX);
+// Uploads begin in the order of their commits: the oldest commit gets all that it needs, and then makes room for the next.
+const _: () = assert!(UNCOMMITTED_BYTES_MIN > (CLIENT_UPLOAD_BYTES_MAX + WRITE_CHUNKS_MAX * CHUNK_BYTES_MAX) as u64);
+const _: () = assert!(UNCOMMITTED_BYTES_MIN <= UNCOMMITTED_BYTES_MAX);
 const _: () = assert!(FOLD_AFTER_WRITES as usize * 4 <= SLOT_EXTENTS_MAX);
 const _: () = assert!(SPACE_ASK_TIME.as_millis() < FULL_PATIENCE.as_millis());
 const _: () = assert!(LOCK_POLL.as_millis() * 3 < LOCK_WAITER_SILENCE.as_millis());

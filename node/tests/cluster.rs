@@ -8,12 +8,10 @@ use bytes::Bytes;
 
 use dfs::cluster_map::MemberState;
 use dfs::limits;
-use dfs::link::Role;
-use dfs::links::Links;
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{ByteRange, ChunkHash, Epoch, InodeId, Instance, NodeId, ROOT, RequestNumber, Rights};
+use dfs::types::{ByteRange, ChunkHash, Epoch, InodeId, Instance, NodeId, ROOT, RequestNumber, Rights, SessionId};
 use dfs::wire::message::{Request, Response};
 use dfs::wire::namespace::{ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 use dfs_node::node::Start;
@@ -252,7 +250,7 @@ fn who_looked_a_name_up_before_it_went_may_still_open_it() {
 fn a_silent_session_expires_and_a_renewal_revives_it() {
     let mut world = World::three(9);
     world.run(Duration::from_secs(6));
-    let state = |world: &World| world.nodes[&world.leader().unwrap()].0.namespace().session(dfs::types::SessionId(SESSION)).unwrap().state;
+    let state = |world: &World| world.nodes[&world.leader().unwrap()].0.namespace().session(SessionId(SESSION)).unwrap().state;
     assert_eq!(state(&world), dfs_node::namespace::SessionState::Expired);
     world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap();
     world.until("revived", |world| state(world) == dfs_node::namespace::SessionState::Open);
@@ -265,7 +263,7 @@ fn chunks_are_kept_while_referenced_and_garbage_goes() {
     let mut world = World::three(10);
     let bytes = Bytes::from(vec![7; 100_000]);
     let hash = ChunkHash::of(&bytes);
-    let instance = Instance { session: dfs::types::SessionId(SESSION), counter: 1 };
+    let instance = Instance { session: SessionId(SESSION), counter: 1 };
     let epoch = world.nodes[&1].0.map().epoch;
     let mut receipts = Vec::new();
     for port in [1, 2, 3] {
@@ -294,13 +292,134 @@ fn chunks_are_kept_while_referenced_and_garbage_goes() {
     assert!(world.now.since(since) < Duration::from_secs(2));
 }
 
+/// A MiB that nobody else has.
+fn bulk(number: u64) -> Bytes {
+    let mut random = Random::new(number);
+    (0..limits::CHUNK_BYTES_MAX / 8).flat_map(|_| random.next().to_le_bytes()).collect::<Vec<u8>>().into()
+}
+
+/// The speaker puts a chunk under that number to nodes; gives what a commit claims of it.
+fn upload(world: &mut World, ports: &[u16], counter: u64, bytes: &Bytes) -> Result<ChunkClaim, Status> {
+    let (hash, epoch) = (ChunkHash::of(bytes), world.nodes[&1].0.map().epoch);
+    let instance = Instance { session: SessionId(SESSION + u64::from(world.speaker)), counter };
+    let mut receipts = Vec::new();
+    for &port in ports {
+        match world.ask_at(port, Request::Put { epoch, hash, instance }, bytes.clone()).map_err(|failure| failure.status)? {
+            (Response::Receipt { node }, _) => receipts.push(node),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+    Ok(ChunkClaim { hash, length: bytes.len() as u32, instance, receipts })
+}
+
+fn commit(world: &mut World, ino: InodeId, claim: ChunkClaim) {
+    let patch = Patch { at: WriteAt::Offset(0), length: u64::from(claim.length), source: Source::Chunk { hash: claim.hash, offset: 0 } };
+    world.op(Op::Write { ino, patches: vec![patch], chunks: vec![claim], kill_privileges: false, behind: None }).unwrap();
+}
+
+/// Uploads of the speaker to node 2 until that takes no more; how many it took.
+fn fill(world: &mut World, from: u64) -> u64 {
+    let refused = (from..).find_map(|counter| Some((counter, upload(world, &[2], counter, &bulk(counter)).err()?)));
+    let (counter, status) = refused.expect("counters do not end");
+    assert_eq!(status, Status::Busy, "after {} uploads", counter - from);
+    counter - from
+}
+
+fn stored(world: &World, port: u16) -> u64 {
+    world.nodes[&port].0.chunks().usage().stored
+}
+
+#[test]
+fn who_uploads_and_never_commits_gets_so_much_room_and_others_the_rest() {
+    let mut world = World::three(30);
+    let ino = world.create("data", false);
+    let taken = fill(&mut world, 1);
+    assert_eq!(taken, limits::UNCOMMITTED_BYTES_MIN / limits::CHUNK_BYTES_MAX as u64 - 1, "a node of 64 MiB");
+    // What is here already may be said again.
+    upload(&mut world, &[2], 1, &bulk(1)).expect("a repetition");
+    // Others do not feel it.
+    world.speaker = OTHER;
+    world.ask(Request::OpenSession { caches: false }).unwrap();
+    let other = upload(&mut world, &[2, 3], 1, &bulk(1000)).expect("room for others");
+    world.speaker = CLIENT;
+    // What is committed is charged no longer, and makes room for as much.
+    let claim = upload(&mut world, &[1, 2], taken, &bulk(taken)).expect("a repetition");
+    commit(&mut world, ino, claim);
+    world.run(limits::HEARTBEAT_INTERVAL);
+    assert_eq!(fill(&mut world, 100), 1);
+    // What is given up goes, and with it the charge.
+    let since = world.now;
+    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 200 }).unwrap();
+    world.until("garbage is gone", |world| stored(world, 2) == 2 << 20);
+    assert!(world.now.since(since) < Duration::from_secs(4), "{:?}", world.now.since(since));
+    assert_eq!(fill(&mut world, 200), taken);
+    // So does what an ended session leaves behind.
+    let since = world.now;
+    world.ask(Request::EndSession).unwrap();
+    world.until("the session's uploads are gone", |world| stored(world, 2) == 2 << 20);
+    assert!(world.now.since(since) < Duration::from_secs(4), "{:?}", world.now.since(since));
+    assert!(world.nodes[&3].0.chunks().contains(&other.hash) && world.nodes[&2].0.chunks().contains(&other.hash));
+}
+
+#[test]
+fn what_a_dead_client_uploaded_goes_with_its_session_and_early_if_space_is_short() {
+    for short in [false, true] {
+        let mut world = World::three(31);
+        fill(&mut world, 1);
+        if short {
+            // Other sessions have taken nearly all that there is.
+            for session in [OTHER, OTHER + 1, OTHER + 2] {
+                let ports = [1, 2, 3].into_iter().filter(|&port| port != 2 || session == OTHER);
+                world.meet(session, 0);
+                world.speaker = session;
+                world.ask(Request::OpenSession { caches: false }).unwrap();
+                for port in ports {
+                    (1..=39).for_each(|counter| _ = upload(&mut world, &[port], counter, &bulk(u64::from(session) << 32 | counter)));
+                }
+            }
+        }
+        let since = world.now;
+        let gone = if short { 3 * limits::SESSION_LEASE } else { limits::SESSION_COURTESY + 3 * limits::SESSION_LEASE };
+        while world.nodes.values().any(|(node, _)| node.namespace().session(SessionId(SESSION)).is_some()) || stored(&world, 2) > 39 << 20 {
+            assert!(world.now.since(since) < gone, "short: {short}");
+            world.run(Duration::from_millis(500));
+            if short {
+                for session in [OTHER, OTHER + 1, OTHER + 2] {
+                    world.speaker = session;
+                    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn uploads_of_the_same_bytes_are_charged_until_no_operation_can_name_them() {
+    let mut world = World::three(32);
+    let ino = world.create("data", false);
+    let bytes = bulk(1);
+    let charged = |world: &World| world.nodes[&2].0.chunks().uncommitted(SessionId(SESSION), 0..u64::MAX).len();
+    for counter in 1..=3 {
+        let claim = upload(&mut world, &[2, 3], counter, &bytes).unwrap();
+        commit(&mut world, ino, claim);
+        world.run(limits::HEARTBEAT_INTERVAL);
+    }
+    assert_eq!(charged(&world), 2, "the first is the live one");
+    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 3 }).unwrap();
+    world.run(limits::HEARTBEAT_INTERVAL);
+    assert_eq!(charged(&world), 1, "the third may be named again");
+    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 4 }).unwrap();
+    world.run(limits::HEARTBEAT_INTERVAL);
+    assert_eq!(charged(&world), 0);
+}
+
 #[test]
 fn a_stale_map_is_answered_with_the_newer_epoch() {
     let mut world = World::three(11);
     let map = world.nodes[&1].0.map().clone();
     let bytes = Bytes::from_static(b"somewhere");
     let hash = ChunkHash::of(&bytes);
-    let instance = Instance { session: dfs::types::SessionId(SESSION), counter: 1 };
+    let instance = Instance { session: SessionId(SESSION), counter: 1 };
     let owners = dfs::placement::owners(&map, dfs::placement::group_of(&hash));
     let ports: Vec<u16> = world.nodes.iter().filter(|(_, (node, _))| !owners.contains(&node.id())).map(|(&port, _)| port).collect();
     let old = Epoch(map.epoch.0 - 1);
@@ -369,7 +488,7 @@ fn failover_with_rights(seed: u64) -> (World, InodeId, Time) {
     let mut world = World::three(seed);
     world.ask(Request::EndSession).unwrap();
     for port in [CLIENT, OTHER] {
-        world.clients.insert(port, Links::new(Role::Client, SESSION + 1 + u64::from(port), Random::new(seed + u64::from(port))));
+        world.meet(port, 1);
         world.speaker = port;
         world.ask(Request::OpenSession { caches: true }).unwrap();
     }
@@ -442,7 +561,7 @@ fn who_writes_alone_is_known_to_the_next_leader() {
     let mut world = World::three(34);
     world.ask(Request::EndSession).unwrap();
     for port in [CLIENT, OTHER] {
-        world.clients.insert(port, Links::new(Role::Client, SESSION + 1 + u64::from(port), Random::new(34 + u64::from(port))));
+        world.meet(port, 1);
         world.speaker = port;
         world.ask(Request::OpenSession { caches: true }).unwrap();
     }

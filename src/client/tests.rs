@@ -23,6 +23,8 @@ struct Node {
     /// Takes requests and never answers.
     silent: bool,
     full: bool,
+    /// Takes no more of this session.
+    busy: bool,
     chunks: BTreeMap<ChunkHash, Bytes>,
     suspected: u32,
 }
@@ -248,6 +250,7 @@ impl World {
         let node = &mut self.nodes[index];
         let response = match request {
             Request::Map { known } => Response::Map((known < epoch).then(|| self.map.clone())),
+            Request::Put { .. } if node.busy => return fail(Status::Busy),
             Request::Put { hash, .. } if node.full && !node.chunks.contains_key(&hash) => return fail(Status::Full),
             Request::Put { hash, .. } => {
                 assert_eq!(ChunkHash::of(&payload), hash);

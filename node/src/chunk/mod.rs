@@ -1,8 +1,9 @@
-//! Chunks that this node holds in RAM, the uploads that keep them alive, when to ask the namespace about those, and when to look whether
-//! the bytes are still good.
+//! Chunks that this node holds in RAM, the uploads that keep them alive, when to ask the namespace about those, what sessions are charged
+//! for them until they commit, and when to look whether the bytes are still good.
 
 mod audit;
 mod scrub;
 mod store;
+mod uncommitted;
 
 pub use store::{ChunkStore, InstanceCheck, Part, Usage};

@@ -4,18 +4,20 @@
 //! a deletion or a verdict, bytes die with their last instance. Refuses bytes that do not match their hash, and growth beyond the budget.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
+use std::ops::{Bound, Range};
 
 use bytes::Bytes;
+use dfs::capacity::chunk_charge;
 use dfs::chunk_tree::{GroupHashes, widen};
 use dfs::limits::{CHUNK_BYTES_MAX, CHUNK_OVERHEAD_BYTES, INSTANCE_OVERHEAD_BYTES, INSTANCES_PER_CHUNK_MAX, LOST_REPORTS_MAX};
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{ByteRange, ChunkHash, Instance};
+use dfs::types::{ByteRange, ChunkHash, Instance, SessionId};
 use dfs::wire::message::{Scrubbed, Verdict};
 
-use super::audit::Audit;
+use super::audit::{Audit, Upload};
 use super::scrub::{self, Scrub};
+use super::uncommitted::Uncommitted;
 
 /// Whether a deletion looks for other uploads of the same bytes. `Skipped` is a planted bug for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct ChunkStore {
     chunks: BTreeMap<ChunkHash, Chunk>,
     /// Which uploads to ask the namespace about, and when.
     audit: Audit,
+    /// What sessions have brought and not committed.
+    uncommitted: Uncommitted,
     /// When to hash which chunk again.
     scrub: Scrub,
     /// Copies that were bad or are gone, until the leader has acknowledged to know.
@@ -88,7 +92,43 @@ impl ChunkStore {
     /// An empty store that charges at most `budget` bytes.
     pub fn new(budget: u64) -> Self {
         let usage = Usage { budget, ..Usage::default() };
-        ChunkStore { chunks: BTreeMap::new(), audit: Audit::new(), scrub: Scrub::new(), lost: BTreeSet::new(), usage }
+        let (uncommitted, lost) = (Uncommitted::new(budget), BTreeSet::new());
+        ChunkStore { chunks: BTreeMap::new(), audit: Audit::new(), uncommitted, scrub: Scrub::new(), lost, usage }
+    }
+
+    /// A client brings a chunk, or (without bytes) refers to one that should be here. As [`Self::put`] and [`Self::link`], and charged to
+    /// the upload's session until the upload is committed or gone. Errors: also `Busy` for a session that has too much uncommitted.
+    pub fn upload(&mut self, now: Time, hash: ChunkHash, instance: Instance, bytes: Option<Bytes>) -> Result<(), Status> {
+        let here = self.chunks.get(&hash).map(|chunk| chunk.bytes.len());
+        // Uploads of the same bytes are charged in full each: whichever is committed or given up first, the others keep the bytes here.
+        let charge = chunk_charge(bytes.as_ref().map(Bytes::len).or(here).ok_or(Status::UnknownChunk)? as u64);
+        let known = self.holds(&hash, instance);
+        if !known {
+            self.uncommitted.check(instance.session, charge)?;
+        }
+        match bytes {
+            Some(bytes) => self.put(now, hash, instance, bytes)?,
+            None => self.link(now, hash, instance)?,
+        }
+        if !known {
+            self.uncommitted.add(hash, instance, charge);
+        }
+        Ok(())
+    }
+
+    /// The namespace keeps these bytes here, whatever becomes of that upload: its session is charged no longer.
+    pub fn settle_upload(&mut self, hash: &ChunkHash, instance: Instance) {
+        self.uncommitted.settle(hash, instance);
+    }
+
+    /// What is charged to the session of its uploads with counters in that range.
+    pub fn uncommitted(&self, session: SessionId, counters: Range<u64>) -> Vec<(ChunkHash, Instance)> {
+        self.uncommitted.between(session, counters)
+    }
+
+    /// What the session has here that it has not committed.
+    pub fn uncommitted_of(&self, session: SessionId) -> u64 {
+        self.uncommitted.of(session)
     }
 
     /// Keeps the bytes under their hash for this upload. Idempotent. Errors: `Corrupt`, `Full`, `InvalidArgument` for a length that
@@ -172,7 +212,7 @@ impl ChunkStore {
         chunk.instances.remove(&instance);
         self.usage.charged -= INSTANCE_OVERHEAD_BYTES;
         self.usage.instances -= 1;
-        self.audit.remove(&(*hash, instance));
+        self.forget_upload((*hash, instance));
         true
     }
 
@@ -182,12 +222,12 @@ impl ChunkStore {
         if surplus == live || !chunk.instances.remove(&surplus) {
             return;
         }
-        self.audit.remove(&(*hash, surplus));
-        self.audit.confirm((*hash, live));
         if !chunk.instances.insert(live) {
             self.usage.charged -= INSTANCE_OVERHEAD_BYTES;
             self.usage.instances -= 1;
         }
+        self.forget_upload((*hash, surplus));
+        self.confirm((*hash, live));
     }
 
     /// A reader received bytes that did not match. Hashes the copy again; a bad one is dropped, and listed as lost. Tells whether it was.
@@ -268,7 +308,7 @@ impl ChunkStore {
                 continue;
             }
             match *verdict {
-                Verdict::Live(live) if live == instance => self.audit.confirm((hash, instance)),
+                Verdict::Live(live) if live == instance => self.confirm((hash, instance)),
                 Verdict::Live(live) => self.refile(&hash, instance, live),
                 Verdict::Pending => self.audit.postpone(now, (hash, instance)),
                 Verdict::Garbage => _ = self.delete(&hash, instance, check),
@@ -349,6 +389,7 @@ impl ChunkStore {
         assert!(self.chunks.values().all(|chunk| !chunk.instances.is_empty()), "no bytes without an upload");
         assert!(self.lost.len() <= LOST_REPORTS_MAX, "reports of losses are bounded");
         self.audit.check_invariants(self.uploads());
+        self.uncommitted.check_invariants(|hash, instance| self.holds(hash, instance));
     }
 
     fn drop_chunk(&mut self, hash: &ChunkHash) -> Option<Chunk> {
@@ -357,14 +398,26 @@ impl ChunkStore {
         self.usage.stored -= chunk.bytes.len() as u64;
         self.usage.chunks -= 1;
         self.usage.instances -= chunk.instances.len() as u64;
-        chunk.instances.iter().for_each(|instance| self.audit.remove(&(*hash, *instance)));
+        chunk.instances.iter().for_each(|instance| self.forget_upload((*hash, *instance)));
         Some(chunk)
+    }
+
+    /// The upload is referenced.
+    fn confirm(&mut self, upload: Upload) {
+        self.audit.confirm(upload);
+        self.uncommitted.settle(&upload.0, upload.1);
+    }
+
+    /// The upload is here no more.
+    fn forget_upload(&mut self, upload: Upload) {
+        self.audit.remove(&upload);
+        self.uncommitted.settle(&upload.0, upload.1);
     }
 
     /// Good bytes are here again: a loss reported now would take this copy out of the namespace's list of holders.
     fn forget_loss(&mut self, hash: &ChunkHash) {
-        let lowest = Instance { session: dfs::types::SessionId(0), counter: 0 };
-        let highest = Instance { session: dfs::types::SessionId(u64::MAX), counter: u64::MAX };
+        let lowest = Instance { session: SessionId(0), counter: 0 };
+        let highest = Instance { session: SessionId(u64::MAX), counter: u64::MAX };
         let reported: Vec<_> = self.lost.range((*hash, lowest)..=(*hash, highest)).copied().collect();
         reported.iter().for_each(|item| _ = self.lost.remove(item));
     }

@@ -135,8 +135,10 @@ impl Node {
             Command::Request { session, number, .. } => self.namespace.outcome(*session, *number).is_some(),
             _ => false,
         };
+        let mark = self.upload_mark(&entry.command);
         let result = self.namespace.apply(index, &entry);
         self.applied(index, term);
+        self.settle_uploads(&entry.command, mark);
         if let Some(leading) = &mut self.leading {
             match newborn.filter(|_| result.is_ok()) {
                 Some((session, _)) if term == leading.term() => {

@@ -170,7 +170,7 @@ impl Node {
         let result = match request {
             Request::Put { epoch, hash, instance } => self.put(epoch, hash, instance, payload),
             Request::LinkChunk { epoch, hash, instance } => {
-                self.check_placement(epoch, &hash).and_then(|()| self.chunks.link(self.now, hash, instance))
+                self.check_placement(epoch, &hash).and_then(|()| self.chunks.upload(self.now, hash, instance, None))
             }
             Request::Get { hash, range } => match self.chunks.get(&hash, range) {
                 Ok(part) => {
@@ -198,7 +198,7 @@ impl Node {
         self.check_placement(epoch, &hash)?;
         // The copy of the namespace lives inside the same budget.
         let result = if self.has_room(bytes.len() as u64) || self.chunks.contains(&hash) {
-            self.chunks.put(self.now, hash, instance, bytes)
+            self.chunks.upload(self.now, hash, instance, Some(bytes))
         } else {
             Err(Status::Full)
         };

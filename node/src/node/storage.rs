@@ -5,8 +5,9 @@ use bytes::Bytes;
 use dfs::limits;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{ChunkHash, Instance, NodeId};
+use dfs::types::{ChunkHash, Instance, NodeId, SessionId};
 use dfs::wire::message::{DebugAction, Request, Response, Verdict};
+use dfs::wire::namespace::Op;
 
 use super::joining::Stage;
 use super::{Asker, Node, Purpose};
@@ -94,6 +95,32 @@ impl Node {
         }
         let check = self.instance_check();
         self.chunks.on_verdicts(self.now, items, &verdicts, check);
+    }
+
+    /// The session of a command, and the lowest of its uploads that an operation might name before that was applied.
+    pub(super) fn upload_mark(&self, command: &Command) -> Option<(SessionId, u64)> {
+        let (Command::Request { session, .. } | Command::Progress { session, .. }) = command else { return None };
+        self.namespace.session(*session).map(|known| (*session, known.uploads_from))
+    }
+
+    /// A command has been applied. What it made referenced here is charged to its session no longer. Nor are other uploads of referenced
+    /// bytes, once no operation can name them: until then they would keep the bytes when the reference is gone.
+    pub(super) fn settle_uploads(&mut self, command: &Command, mark: Option<(SessionId, u64)>) {
+        let held_here = |hash: &ChunkHash| self.namespace.chunk_held(hash).filter(|held| held.holders.contains(&self.id));
+        if let Command::Request { op: Op::Write { chunks: claims, .. } | Op::Fold { chunks: claims, .. }, .. } = command {
+            for claim in claims {
+                if held_here(&claim.hash).is_some_and(|held| held.instance == claim.instance) {
+                    self.chunks.settle_upload(&claim.hash, claim.instance);
+                }
+            }
+        }
+        let Some((session, below)) = mark else { return };
+        let raised = self.namespace.session(session).map_or(below, |known| known.uploads_from);
+        for (hash, instance) in self.chunks.uncommitted(session, below..raised) {
+            if held_here(&hash).is_some() {
+                self.chunks.settle_upload(&hash, instance);
+            }
+        }
     }
 
     /// A leader says that these uploads are not wanted any more.

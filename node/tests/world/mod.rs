@@ -74,6 +74,12 @@ impl World {
         }
     }
 
+    /// A client with a session of its own, by that name.
+    pub fn meet(&mut self, port: u16, session: u64) {
+        let session = SESSION + session + u64::from(port);
+        self.clients.insert(port, Links::new(Role::Client, session, Random::new(self.seed + u64::from(port))));
+    }
+
     pub fn wall(&self) -> Timestamp {
         Timestamp { seconds: 1_000_000 + (self.now.0 / 1_000_000_000) as i64, nanos: 0 }
     }

@@ -69,3 +69,18 @@ fn the_window_is_never_exceeded() {
     assert_eq!(world.outcomes.len() as u64, limits::SESSION_WINDOW + 50);
     assert_eq!(highest.0, limits::SESSION_WINDOW + 50);
 }
+
+#[test]
+fn nodes_that_take_no_more_of_the_session_for_now_are_asked_again() {
+    let mut world = World::new();
+    world.nodes.iter_mut().for_each(|node| node.busy = true);
+    let bytes = vec![3; 100_000];
+    let token = world.submit(Call::Write { ino: INO, at: WriteAt::End, bytes: bytes.clone().into(), kill_privileges: false });
+    world.run_for(Duration::from_secs(5));
+    assert!(!world.done.contains_key(&token), "it waits");
+    let puts = world.count(|request| matches!(request, Request::Put { .. }));
+    assert!((15..150).contains(&puts), "{puts} attempts");
+    world.nodes.iter_mut().for_each(|node| node.busy = false);
+    world.wait(token).unwrap();
+    assert_eq!(&world.read(0, 100_000).unwrap()[..], &bytes[..]);
+}
