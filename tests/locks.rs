@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Mount, send_signal, wait_until};
+use common::{Cluster, Mount, random_bytes, send_signal, wait_until};
 
 /// How long an answer may take that needs nothing but the network.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -525,6 +525,41 @@ fn a_killed_mount_loses_its_locks_when_its_lease_ends_and_somebody_asks() {
     // Its place is usable again.
     let c = Mount::new(&cluster);
     Locker::on(&c.path().join("f")).refused("flock 0 ex", libc::EWOULDBLOCK);
+}
+
+/// What is synced of a file, and what is not, in a mount that is about to die; and a lock on it.
+fn write_and_lock(path: &Path, lock: &str) -> (Vec<u8>, Locker) {
+    let synced = random_bytes(lock.len() as u64, 300_000);
+    let mut file = File::create(path).unwrap();
+    file.write_all(&synced).unwrap();
+    file.sync_all().unwrap();
+    let mut locker = Locker::on(path);
+    locker.ok(lock);
+    file.write_all(b"a tail that nobody was told is safe").unwrap();
+    (synced, locker)
+}
+
+#[test]
+fn a_mount_killed_with_locks_and_unsynced_bytes_holds_nobody_up() {
+    let (_cluster, a, mut b) = two_mounts(3);
+    let files: Vec<(&str, &str)> = vec![("flocked", "flock 0 ex"), ("ranged", "fcntl 0 ex 0 10")];
+    let kept: Vec<(Vec<u8>, Locker)> = files.iter().map(|(name, lock)| write_and_lock(&b.path().join(name), lock)).collect();
+    b.signal(libc::SIGKILL);
+    b.wait(PROMPT);
+    let begun = Instant::now();
+    for ((name, lock), (synced, _)) in files.iter().zip(&kept) {
+        let path = a.path().join(name);
+        let mut locker = Locker::on(&path);
+        locker.ok(&format!("{lock} wait"));
+        let found = std::fs::read(&path).expect("readable");
+        assert!(found.starts_with(synced), "{name}: what was synced is there");
+        let mut file = File::options().read(true).write(true).open(&path).expect("writable");
+        file.write_all(b"new").and_then(|()| file.sync_all()).expect("written and synced");
+        assert!(std::fs::read(&path).expect("readable") == [b"new", &found[3..]].concat(), "{name}");
+    }
+    let (took, slack) = (begun.elapsed(), Duration::from_secs(3));
+    println!("after {took:?}");
+    assert!(took < dfs::limits::SESSION_LEASE + 2 * dfs::limits::SESSION_MARGIN + slack, "it took {took:?}");
 }
 
 #[test]
