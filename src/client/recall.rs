@@ -44,6 +44,8 @@ pub(super) struct Recalls {
     waiting: BTreeMap<u64, Waiting>,
     /// Recalls under way, until the leader has taken the answer.
     known: BTreeMap<(Term, u64), u64>,
+    /// Recalls that were answered while nobody here knew all that the log says the session may write. If one is said again, it does.
+    doubtful: BTreeSet<(Term, u64)>,
     /// Who waits for an output to be obeyed; nobody, for what became void.
     invalidations: BTreeMap<u64, Option<u64>>,
     /// Inodes that are being given up: what is granted on them meanwhile may be taken away with the rest.
@@ -59,8 +61,17 @@ impl Recalls {
         !self.giving_up.contains_key(&ino)
     }
 
+    fn doubt(&mut self, recall: (Term, u64)) {
+        self.doubtful.insert(recall);
+        if self.doubtful.len() > limits::CLIENT_RECALLS_MAX {
+            // The oldest: it was not said again. If it is after all, it is answered once more in vain.
+            self.doubtful.pop_first();
+        }
+    }
+
     pub(super) fn check_invariants(&self) {
         assert!(self.known.len() <= limits::CLIENT_RECALLS_MAX && self.releasing <= limits::CLIENT_RELEASES_MAX);
+        assert!(self.doubtful.len() <= limits::CLIENT_RECALLS_MAX);
         for (id, waiting) in &self.waiting {
             assert!(waiting.invalidations.iter().all(|invalidation| self.invalidations.get(invalidation) == Some(&Some(*id))));
         }
@@ -77,9 +88,10 @@ impl Core {
         self.session.term = term;
         let id = self.add_errand(Errand::Recall(term, number));
         self.recalls.known.insert((term, number), id);
+        let insisted = self.recalls.doubtful.remove(&(term, number));
         for item in items {
             match item {
-                Recall::Inode { ino, keep } => self.lose_inode(now, id, ino, keep),
+                Recall::Inode { ino, keep } => self.lose_inode(now, id, ino, keep, insisted),
                 Recall::Name { directory, name } => {
                     self.names.forget(directory, &name);
                     self.names.forget_lines(directory);
@@ -93,8 +105,9 @@ impl Core {
         self.reclaim(now);
     }
 
-    fn lose_inode(&mut self, now: Time, errand: u64, ino: InodeId, keep: Rights) {
-        let writer = !keep.contains(Rights::WRITE) && self.may_have_write(ino);
+    /// `insisted`: the leader was told that this was done, and says it again.
+    fn lose_inode(&mut self, now: Time, errand: u64, ino: InodeId, keep: Rights, insisted: bool) {
+        let writer = !keep.contains(Rights::WRITE) && (self.may_have_write(ino) || insisted);
         let lost = self.lose(now, Some(errand), ino, keep.with(Rights::WRITE));
         // A look at what only others change leaves all that may be kept as it is.
         if writer || !keep.contains(Rights::READ) {
@@ -236,7 +249,12 @@ impl Core {
     pub(super) fn on_errand_done(&mut self, id: u64) {
         let Some(waiting) = self.recalls.waiting.remove(&id) else { return };
         match waiting.errand {
-            Errand::Recall(term, number) => drop(self.recalls.known.remove(&(term, number))),
+            Errand::Recall(term, number) => {
+                self.recalls.known.remove(&(term, number));
+                if self.writes_uncertain {
+                    self.recalls.doubt((term, number));
+                }
+            }
             Errand::GiveUp(rights) => {
                 for (ino, _) in rights {
                     let count = self.recalls.giving_up.get_mut(&ino).expect("counted when it began");
@@ -251,9 +269,11 @@ impl Core {
 
     // --- `WRITE`
 
-    /// Whether the log may say that this session has `WRITE` on the inode.
+    /// Whether the log may say that this session has `WRITE` on the inode, as far as is known here. An operation that was given up may have
+    /// brought it unknown: then the leader, which does know, says the recall again. To give back at every recall what is most probably not
+    /// there would be a log entry each.
     fn may_have_write(&self, ino: InodeId) -> bool {
-        self.rights.held(ino).contains(Rights::WRITE) || self.writes_uncertain || self.is_acquiring(ino)
+        self.rights.held(ino).contains(Rights::WRITE) || self.is_acquiring(ino)
     }
 
     /// The log says that the session has `WRITE` no more; or there is no answer, and the recall will be said again.

@@ -36,6 +36,11 @@ fn chmod(ino: InodeId) -> Call {
     Call::Op(Op::SetAttributes { ino, set: SetAttributes::default() })
 }
 
+fn creation(text: &str) -> Call {
+    let (kind, mode, uid, gid, exclusive, hold, write) = (NewKind::File, 0o644, 0, 0, true, true, true);
+    Call::Op(Op::Create { parent: DIRECTORY, name: name(text), kind, mode, uid, gid, exclusive, hold, write, umask: 0 })
+}
+
 impl World {
     /// A client that writes behind, and a file that it may write alone and has open.
     fn behind() -> (World, InodeId) {
@@ -46,9 +51,7 @@ impl World {
     }
 
     fn create(&mut self, text: &str) -> InodeId {
-        let (kind, mode, uid, gid, exclusive, hold, write) = (NewKind::File, 0o644, 0, 0, true, true, true);
-        let op = Op::Create { parent: DIRECTORY, name: name(text), kind, mode, uid, gid, exclusive, hold, write, umask: 0 };
-        match self.call(Call::Op(op)) {
+        match self.call(creation(text)) {
             Ok(Reply::Replied(Replied::Entry { attributes, writer: true, .. })) => attributes.ino,
             other => panic!("{other:?}"),
         }
@@ -305,6 +308,37 @@ fn a_right_that_was_not_given_back_after_all_is_given_back_when_recalled() {
         world.run_for(AGE);
         assert!(!world.written.contains(&ino), "a recall that is answered and not obeyed costs the session");
     }
+}
+
+#[test]
+fn a_creation_without_an_answer_makes_recalls_no_dearer() {
+    let (mut world, _) = World::behind();
+    world.swallow = u32::MAX;
+    let token = world.submit(creation("unheard"));
+    assert_eq!(world.wait(token).err(), Some(Status::TimedOut));
+    world.swallow = 0;
+    world.run_for(Duration::from_secs(2));
+    let unheard = world.names[&name("unheard")];
+    assert!(world.written.contains(&unheard), "it happened");
+    // An operation that names nothing has laid the ghost by now. Of all other files nothing has to be given back through the log.
+    let laid = world.count(is_yield);
+    for number in 1..=20 {
+        let ino = InodeId(100 + number);
+        world.files.insert(ino, File::default());
+        world.call(stat(ino)).unwrap();
+        world.recall_inode(number, ino);
+        world.obey();
+    }
+    assert_eq!((world.count(is_recalled), world.count(is_yield) - laid), (20, 0));
+    // The leader insists on the one that this client may write without knowing it.
+    world.recall_inode(21, unheard);
+    world.obey();
+    assert_eq!((world.count(is_recalled), world.count(is_yield) - laid), (21, 0));
+    world.recall_inode(21, unheard);
+    world.obey();
+    world.run_for(Duration::from_millis(10));
+    assert_eq!((world.count(is_recalled), world.count(is_yield) - laid), (22, 1));
+    assert!(!world.written.contains(&unheard));
 }
 
 #[test]
