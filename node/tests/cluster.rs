@@ -453,6 +453,39 @@ fn leaving_hands_over_and_shutdown_ends_all() {
 }
 
 #[test]
+fn a_drained_node_that_was_declared_dead_on_its_way_goes_on_when_it_returns() {
+    for heard in [false, true] {
+        let mut world = World::three(40);
+        world.join(4, &[1]);
+        world.until("a fourth node", |world| world.nodes[&4].0.is_ready());
+        let ino = world.create("data", false);
+        let claim = upload(&mut world, &[3, 4], 1, &bulk(1)).unwrap();
+        let hash = claim.hash;
+        commit(&mut world, ino, claim);
+        let drained = world.nodes[&4].0.id();
+        let state = |world: &World, port: u16| world.nodes[&port].0.map().member(drained).map(|member| member.state);
+        if !heard {
+            world.paused = Some(4);
+        }
+        world.ask(Request::Drain { node: drained }).unwrap();
+        if heard {
+            world.until("it has heard", |world| state(world, 4) == Some(MemberState::Leaving));
+            world.paused = Some(4);
+        }
+        // The other holder dies, so that only what was drained has the bytes.
+        world.kill(3);
+        world.until("both are declared dead", |world| {
+            let map = world.nodes[&1].0.map();
+            map.members.iter().filter(|member| member.state == MemberState::Dead).count() == 2
+        });
+        world.paused = None;
+        world.until("it has left", |world| !world.nodes.contains_key(&4));
+        assert!([1, 2].iter().all(|port| world.nodes[port].0.chunks().contains(&hash)), "it moved all off first; heard: {heard}");
+        assert_eq!(state(&world, 1), Some(MemberState::Dead));
+    }
+}
+
+#[test]
 fn a_ready_cluster_of_three_may_lose_any_node_at_that_moment() {
     for seed in 0..20 {
         let mut world = World::new(100 + seed);

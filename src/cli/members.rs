@@ -39,7 +39,9 @@ pub fn drain(store: &Store, name: &str) -> Result<(), Failure> {
         // Leadership moves off, too: for a moment nobody may lead.
         match leaders_report(store) {
             Ok(report) => {
-                let member = report.members.iter().find(|other| other.member.id == node && other.member.state != MemberState::Dead);
+                // One that was declared dead on its way has not left: its copies are being made again, or it comes back and goes on.
+                let gone = |other: &&MemberReport| other.member.state == MemberState::Dead && other.recorded == 0;
+                let member = report.members.iter().find(|other| other.member.id == node).filter(|other| !gone(other));
                 let Some(member) = member else { return Ok(()) };
                 if member.recorded < left {
                     (left, moved) = (member.recorded, Instant::now());

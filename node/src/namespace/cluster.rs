@@ -73,11 +73,14 @@ impl Namespace {
         if self.header.dead_nodes.contains(&member.id) {
             return Err(Status::Conflict);
         }
-        match self.header.map.member(member.id) {
-            Some(old) if old == member => return Ok(Replied::Done),
-            // One declared dead may come back as long as nobody has taken its place: it has forgotten nothing, neither what it promised
-            // as a voter nor its chunks. What records said of it meanwhile, its audit finds out.
-            _ => {}
+        // One declared dead may come back as long as nobody has taken its place: it has forgotten nothing, neither what it promised
+        // as a voter nor its chunks. What records said of it meanwhile, its audit finds out. Nor is it forgotten that it was told to go:
+        // nothing new comes to it, and what it holds is moved off.
+        let old = self.header.map.member(member.id);
+        let leaving = old.is_some_and(|old| old.state == MemberState::Leaving) || self.header.leaving_dead.contains(&member.id);
+        let member = &Member { state: if leaving { MemberState::Leaving } else { member.state }, ..member.clone() };
+        if old == Some(member) {
+            return Ok(Replied::Done);
         }
         let replaced: Vec<NodeId> = self.header.map.members.iter().filter(|other| other.address == member.address).map(|m| m.id).collect();
         for node in replaced.into_iter().filter(|&node| node != member.id) {
@@ -92,6 +95,7 @@ impl Namespace {
             Ok(index) => members[index] = member.clone(),
             Err(index) => members.insert(index, member.clone()),
         }
+        self.header.leaving_dead.remove(&member.id);
         self.header.map.awaited.retain(|address| *address != member.address);
         let members = &self.header.map.members;
         self.header.map.had_three |= members.iter().filter(|other| other.state != MemberState::Dead).count() >= 3;
@@ -104,6 +108,9 @@ impl Namespace {
         let members = &mut self.header.map.members;
         let index = members.binary_search_by_key(&node, |member| member.id).map_err(|_| Status::NotMember)?;
         if members[index].state != MemberState::Dead {
+            if members[index].state == MemberState::Leaving {
+                self.header.leaving_dead.insert(node);
+            }
             members[index].state = MemberState::Dead;
             let address = members[index].address.clone();
             self.await_again(address);
@@ -134,6 +141,7 @@ impl Namespace {
     /// Takes a member off the map for good: its id is remembered, so that a late message of its life cannot bring it back.
     fn drop_member(&mut self, node: NodeId) {
         self.header.map.members.retain(|member| member.id != node);
+        self.header.leaving_dead.remove(&node);
         if self.header.dead_nodes.len() >= limits::ENDED_IDS_MAX {
             self.header.dead_nodes.pop_front();
         }

@@ -30,7 +30,7 @@ mod model_test;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use dfs::cluster_map::ClusterMap;
 use dfs::limits;
@@ -71,6 +71,8 @@ struct Header {
     ended_sessions: VecDeque<SessionId>,
     /// Incarnations taken off the map, oldest first.
     dead_nodes: VecDeque<NodeId>,
+    /// Members declared dead while they were leaving: they go on leaving if they come back.
+    leaving_dead: BTreeSet<NodeId>,
     /// Clusters whose tree this one has gone on with, oldest first.
     lineage: VecDeque<ClusterId>,
 }
@@ -102,6 +104,7 @@ impl Namespace {
             map: ClusterMap::default(),
             ended_sessions: VecDeque::new(),
             dead_nodes: VecDeque::new(),
+            leaving_dead: BTreeSet::new(),
             lineage: VecDeque::new(),
         };
         let mut namespace = Namespace::of_header(header);

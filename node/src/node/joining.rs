@@ -16,6 +16,7 @@ use dfs::types::{Address, ClusterId, Epoch, NodeId};
 use dfs::wire::message::{Failure, Request};
 
 use super::leader::Duty;
+use super::leaving::Leaving;
 use super::{Node, NodeConfig, NodeOutput, Purpose, Start};
 use crate::namespace::{Command, Namespace, SpaceLimits};
 use crate::raft::{self, Group};
@@ -125,12 +126,24 @@ impl Node {
         match self.stage {
             Stage::Joining => self.ask_to_join(),
             // It goes on as a voter while it asks: the others may need its vote to take it in again.
-            Stage::CatchingUp { .. } | Stage::Serving if standing == Standing::Dead && self.leaving.is_none() && self.leading.is_none() => {
+            Stage::CatchingUp { .. } | Stage::Serving
+                if standing == Standing::Dead && self.leading.is_none() && self.wants_back_in(silent) =>
+            {
                 self.ask_to_join()
             }
             Stage::CatchingUp { .. } if silent > limits::ELECTION_TIMEOUT && self.leading.is_none() => self.ask_to_join(),
             Stage::Serving if silent > limits::NODE_DEAD_AFTER && self.leading.is_none() => self.ask_for_map(),
             _ => {}
+        }
+    }
+
+    /// Whether this node, declared dead, is to be a member again. One that is leaving asks to be counted out, which leads there if it has to;
+    /// but who leads it may not know any more.
+    fn wants_back_in(&self, silent: Duration) -> bool {
+        match &self.leaving {
+            None => true,
+            Some(Leaving::Handing { .. }) => silent > limits::NODE_DEAD_AFTER,
+            Some(Leaving::Stopping { .. }) => false,
         }
     }
 

@@ -199,14 +199,19 @@ impl Node {
     }
 
     /// A member wants to go. It is marked first, so that its vote and its data are given away; asked again after that, it is counted out.
+    /// Who was counted out with nothing left here is told so again.
     pub(super) fn on_leave(&mut self, asker: Asker, node: NodeId) {
         if self.leads().is_none() {
             return self.fail(asker, Status::NotLeader);
         }
-        let Some(member) = self.map.member(node).filter(|member| member.state != MemberState::Dead).cloned() else {
+        let Some(member) = self.map.member(node).cloned() else {
             return self.answer(asker, Ok(Response::Done), Bytes::new());
         };
-        if member.state == MemberState::Live {
+        if member.state == MemberState::Dead && !self.is_moving_off(node) {
+            return self.answer(asker, Ok(Response::Done), Bytes::new());
+        }
+        // One that was declared dead on its way has come back: what it alone may hold moves off only while it counts as there.
+        if member.state != MemberState::Leaving {
             let _ = self.propose(Command::SetMember(Member { state: MemberState::Leaving, ..member }));
             return self.fail(asker, Status::Busy);
         }
