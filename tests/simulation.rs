@@ -297,7 +297,7 @@ fn planted_copy_announced_early() {
 
 #[test]
 fn planted_read_from_deposed() {
-    planted(Sabotage::ReadFromDeposed, 305, SEEN);
+    planted(Sabotage::ReadFromDeposed, 1410, SEEN);
 }
 
 /// The same where one mount watches what another writes, which the usual workload does too seldom.
