@@ -7,7 +7,6 @@
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,7 +15,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+#[path = "common/programs.rs"]
+mod programs;
+
+use programs::{Result, binary, cpu_seconds, is_mounted, resident_mib};
 
 /// Options of the measurement.
 #[derive(Parser)]
@@ -104,30 +106,6 @@ impl Drop for System {
             let _ = node.wait();
         }
     }
-}
-
-fn is_mounted(directory: &Path) -> Result<bool> {
-    let wanted = directory.to_string_lossy().to_string();
-    Ok(fs::read_to_string("/proc/mounts")?.lines().any(|line| line.split(' ').nth(1) == Some(wanted.as_str())))
-}
-
-fn cpu_seconds(pid: u32) -> f64 {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return 0.0 };
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-    let ticks: f64 = fields.iter().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
-    ticks / 100.0
-}
-
-fn resident_mib(pid: u32) -> f64 {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return 0.0 };
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or("");
-    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
-}
-
-fn binary(name: &str) -> Result<PathBuf> {
-    let directory = std::env::current_exe()?.parent().and_then(Path::parent).ok_or("no target directory")?.to_path_buf();
-    let path = directory.join(name);
-    if path.exists() { Ok(path) } else { Err(format!("{} is missing: cargo build --release --workspace", path.display()).into()) }
 }
 
 fn start_node(join: Option<&str>) -> Result<(Child, String)> {

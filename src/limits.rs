@@ -161,6 +161,8 @@ pub const CLIENT_BACKOFF_MIN: Duration = Duration::from_millis(10);
 pub const CLIENT_BACKOFF_MAX: Duration = Duration::from_millis(200);
 /// Chunk cache of a client, default.
 pub const CLIENT_CACHE_BYTES_DEFAULT: usize = 256 << 20;
+/// What a run of cached bytes takes beside them.
+pub const CLIENT_CACHE_RUN_BYTES: usize = 384;
 /// Unanswered calls of one client.
 pub const CLIENT_CALLS_MAX: usize = 8192;
 /// Bytes of unanswered writes of one client.
@@ -173,9 +175,11 @@ pub const CLIENT_READ_AHEAD_BYTES_MAX: u64 = 8 << 20;
 pub const CLIENT_READ_AHEAD_CHUNKS: u64 = 4;
 /// Longest read in one call.
 pub const CLIENT_READ_BYTES_MAX: u64 = 64 << 20;
-/// Files whose layout a client remembers, and the memory that all of them take.
+/// Files whose layout a client remembers.
 pub const CLIENT_LAYOUTS_MAX: usize = 1 << 14;
-pub const CLIENT_LAYOUT_BYTES_MAX: usize = 32 << 20;
+/// Layouts, and names with their overhead, take this part of a client's cache each, and at most so much.
+pub const CLIENT_TABLE_SHARE: usize = 8;
+pub const CLIENT_TABLE_BYTES_MAX: usize = 32 << 20;
 /// Uploads whose hash a client remembers, to link instead of sending them again.
 pub const CLIENT_UPLOADS_REMEMBERED: usize = 4096;
 /// Slots for which a client counts its small writes, and slots that wait to be folded by it.
@@ -288,6 +292,9 @@ pub const RAFT_INFLIGHT_MAX: usize = 256;
 pub const RAFT_UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// The log drops applied entries beyond this; up to four times as much is kept for a follower that is receiving a snapshot.
 pub const RAFT_LOG_BYTES_MAX: usize = 32 << 20;
+/// It is at most this part of what a node lends, and at least so much.
+pub const RAFT_LOG_MEMORY_SHARE: u64 = 64;
+pub const RAFT_LOG_BYTES_MIN: usize = 8 << 20;
 /// The same in entries.
 pub const RAFT_LOG_ENTRIES_MAX: usize = 1 << 16;
 /// A follower at most this far behind counts as caught up.
@@ -371,8 +378,7 @@ pub const SESSION_RIGHTS_MAX: usize = 1 << 17;
 pub const CLIENT_RIGHTS_MAX: usize = 1 << 16;
 /// Rights that a client gives up in one go when it has too many.
 pub const CLIENT_GIVE_UP_MAX: usize = 256;
-/// Names that a client keeps, with their overhead, and lines of one listing.
-pub const CLIENT_NAMES_BYTES_MAX: usize = 32 << 20;
+/// Lines of one listing that a client keeps.
 pub const CLIENT_LISTING_LINES_MAX: usize = 1 << 14;
 /// Operations that a client gave up without an answer and keeps apart until it is sure that they will not happen.
 pub const CLIENT_GHOSTS_MAX: usize = 1024;
@@ -463,6 +469,7 @@ const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
 const _: () = assert!(2 * RAFT_MESSAGE_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(RAFT_MESSAGE_BYTES_MAX < RAFT_UNCOMMITTED_BYTES_MAX);
+const _: () = assert!(RAFT_LOG_BYTES_MIN >= 4 * RECORD_BYTES_MAX && RAFT_LOG_BYTES_MIN <= RAFT_LOG_BYTES_MAX);
 const _: () = assert!(SEND_QUEUE_BYTES_MAX > 2 * (PAYLOAD_BYTES_MAX + BULK_BODY_BYTES_MAX));
 const _: () = assert!(SNAPSHOT_SLICE_BYTES <= PAYLOAD_BYTES_MAX && SNAPSHOT_WINDOW as usize <= LINK_NOTICES_QUEUED_MAX);
 const _: () = assert!(RAFT_TICK.as_millis() * 2 < NODE_PAUSE_MIN.as_millis() && NODE_PAUSE_MIN.as_millis() < NODE_DEAD_AFTER.as_millis());

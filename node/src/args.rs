@@ -83,13 +83,15 @@ pub struct Options {
     pub rate: Option<u64>,
     /// Whether clients may flip bits of chunks.
     pub debug_faults: bool,
+    /// Gives freed memory back to the system. For a process that is nothing but one node.
+    pub give_back: Option<fn()>,
 }
 
 impl Options {
     /// A node on a free loopback port, for embedding and tests.
     pub fn loopback(start: Start, memory: u64) -> Self {
         let listen = Address::Tcp { host: "127.0.0.1".into(), port: 0 };
-        Options { listen, advertise: None, start, memory, zone: String::new(), rate: None, debug_faults: false }
+        Options { listen, advertise: None, start, memory, zone: String::new(), rate: None, debug_faults: false, give_back: None }
     }
 }
 
@@ -148,6 +150,7 @@ impl Args {
             zone: self.zone.clone().unwrap_or_default(),
             rate: self.rate.map(|size| size.0).filter(|&rate| rate > 0),
             debug_faults: self.debug_faults,
+            give_back: None,
         })
     }
 

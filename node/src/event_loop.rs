@@ -18,7 +18,7 @@ use crate::node::{Node, NodeConfig, NodeOutput};
 /// The loop looks at its stop flag at least this often.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Resident memory is read this often.
-const RESIDENT_INTERVAL: Duration = Duration::from_secs(1);
+const RESIDENT_INTERVAL: Duration = Duration::from_millis(100);
 
 const RUN: u8 = 0;
 const LEAVE: u8 = 1;
@@ -91,10 +91,19 @@ pub fn serve(options: &Options, stop: &Stop, ready: impl FnOnce(&Address, Cluste
         node.permit_faults();
     }
     tracing::info!(%listen, node = %node.id(), memory = options.memory, "listening");
-    run(net, node, stop, |cluster, node| ready(&listen, cluster, node))
+    let give_back = options.give_back.filter(|_| options.memory > 0);
+    // Freed memory is kept, because it is soon needed again, as long as the process stays within what it lends.
+    let look = |resident: u64| give_back.filter(|_| resident > options.memory).into_iter().for_each(|give_back| give_back());
+    run(net, node, stop, look, |cluster, node| ready(&listen, cluster, node))
 }
 
-fn run(mut net: Net, mut node: Node, stop: &Stop, ready: impl FnOnce(ClusterId, NodeId)) -> Result<(), String> {
+fn run(
+    mut net: Net,
+    mut node: Node,
+    stop: &Stop,
+    look_at_resident: impl Fn(u64),
+    ready: impl FnOnce(ClusterId, NodeId),
+) -> Result<(), String> {
     let mut ready = Some(ready);
     let mut events: Vec<LinkEvent> = Vec::new();
     let mut leaving = false;
@@ -113,7 +122,9 @@ fn run(mut net: Net, mut node: Node, stop: &Stop, ready: impl FnOnce(ClusterId, 
         }
         if now >= resident_at {
             resident_at = now + RESIDENT_INTERVAL;
-            node.set_resident(resident_bytes());
+            let resident = resident_bytes();
+            node.set_resident(resident);
+            look_at_resident(resident);
         }
         if now >= node.next_deadline() {
             node.on_deadline(now, wall);

@@ -17,6 +17,9 @@ const SET_USER_ID: u16 = 0o4000;
 const SET_GROUP_ID: u16 = 0o2000;
 const GROUP_EXECUTE: u16 = 0o010;
 
+/// Bytes to be committed lie in allocations that are longer by this part of them at most.
+const SPARE_SHARE: usize = 8;
+
 /// A run of a file.
 pub(super) type Run = (u64, Bytes);
 
@@ -483,11 +486,20 @@ impl Dirty {
         {
             let mut joined = BytesMut::from(std::mem::take(last));
             joined.extend_from_slice(&bytes);
-            *last = joined.freeze();
+            *last = fitted(joined);
         } else {
-            self.flying.push((offset, bytes.freeze()));
+            self.flying.push((offset, fitted(bytes)));
         }
     }
+}
+
+/// In an allocation not much longer than the bytes: what grew piece by piece may have twice the room, and is kept while it is cached.
+pub(super) fn fitted(bytes: BytesMut) -> Bytes {
+    let mut vec = Vec::from(bytes);
+    if vec.capacity() > vec.len() + vec.len() / SPARE_SHARE {
+        vec.shrink_to_fit();
+    }
+    Bytes::from(vec)
 }
 
 fn is_whole(bytes: &BytesMut) -> bool {

@@ -206,10 +206,11 @@ impl Core {
         let mut random = Random::new(seed);
         let links = Links::new(Role::Client, config.session.0, random.fork());
         let behind_max = if config.behind { (config.cache_bytes / limits::BEHIND_CACHE_SHARE).min(limits::BEHIND_BYTES_MAX) } else { 0 };
+        let tables_max = limits::CLIENT_TABLE_BYTES_MAX.min(config.cache_bytes / limits::CLIENT_TABLE_SHARE);
         let mut core = Core {
             router: Router::new(config.nodes.clone()),
             session: Session::new(config.session),
-            cache: ChunkCache::new(config.cache_bytes - behind_max),
+            cache: ChunkCache::new(config.cache_bytes - behind_max - 2 * tables_max),
             random,
             phase: Phase::Finding,
             links,
@@ -229,9 +230,9 @@ impl Core {
             upload_bytes: 0,
             put_lately: Default::default(),
             loads: BTreeMap::new(),
-            layouts: Layouts::new(),
+            layouts: Layouts::new(tables_max),
             rights: RightsBook::new(),
-            names: Names::new(limits::CLIENT_NAMES_BYTES_MAX),
+            names: Names::new(tables_max),
             changes: Changes::default(),
             recalls: Recalls::default(),
             prolonged: true,

@@ -56,11 +56,12 @@ pub(super) struct Layouts {
     by_use: BTreeMap<u64, InodeId>,
     clock: u64,
     bytes: usize,
+    bytes_max: usize,
 }
 
 impl Layouts {
-    pub(super) fn new() -> Self {
-        Layouts { files: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0, bytes: 0 }
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Layouts { files: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0, bytes: 0, bytes_max }
     }
 
     /// The layout if it covers the range.
@@ -86,7 +87,7 @@ impl Layouts {
         self.bytes += layout.bytes();
         self.files.insert(ino, Known { layout, read_end, used: self.clock });
         self.by_use.insert(self.clock, ino);
-        while self.files.len() > limits::CLIENT_LAYOUTS_MAX || self.bytes > limits::CLIENT_LAYOUT_BYTES_MAX {
+        while self.files.len() > limits::CLIENT_LAYOUTS_MAX || self.bytes > self.bytes_max {
             let Some((_, oldest)) = self.by_use.pop_first() else { break };
             if let Some(gone) = self.files.remove(&oldest) {
                 self.bytes -= gone.layout.bytes();

@@ -12,7 +12,7 @@ use crate::wire::message::{Request, Response};
 use crate::wire::namespace::{Answer, Behind, ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 
 use super::asks::{Owner, Target};
-use super::behind::Run;
+use super::behind::{Run, fitted};
 use super::core::{Alarm, Core, Internal, Job, Work};
 use super::read::Purpose;
 use super::session::Session;
@@ -516,7 +516,7 @@ impl Pack {
         if self.patches.is_empty() {
             return;
         }
-        let sealed = batch.take_chunk(self.bytes.split().freeze(), session);
+        let sealed = batch.take_chunk(fitted(std::mem::take(&mut self.bytes)), session);
         for patch in self.patches.drain(..) {
             if let Source::Chunk { hash, .. } = &mut batch.patches[patch].source {
                 *hash = sealed;

@@ -19,6 +19,9 @@ use super::audit::{Audit, Upload};
 use super::scrub::{self, Scrub};
 use super::uncommitted::Uncommitted;
 
+/// A chunk's allocation may be so much longer than it. To shorten it by more costs no copy as a rule: the allocator cuts it at a page.
+const SPARE_BYTES_MAX: usize = 2048;
+
 /// Whether a deletion looks for other uploads of the same bytes. `Skipped` is a planted bug for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InstanceCheck {
@@ -426,7 +429,7 @@ impl ChunkStore {
 /// Bytes in an allocation of their own that is not much longer than they are: a slice of a receive buffer would keep all of it alive.
 fn owned(bytes: Bytes) -> Bytes {
     let mut vec = Vec::from(bytes); // Reuses the allocation if nobody shares it, copies otherwise.
-    if vec.capacity() > vec.len() + vec.len() / 8 {
+    if vec.capacity() > vec.len() + SPARE_BYTES_MAX {
         vec.shrink_to_fit();
     }
     Bytes::from(vec)

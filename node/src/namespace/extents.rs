@@ -202,6 +202,10 @@ impl Slot {
         for piece in self.pieces.splice(first..last, new).collect::<Vec<_>>() {
             self.count(&piece, false, references);
         }
+        // Most slots have one piece, and the first one makes room for four.
+        if self.pieces.capacity() > 2 * self.pieces.len() {
+            self.pieces.shrink_to_fit();
+        }
     }
 
     /// How many pieces there are at most after a splice of that range.
@@ -344,6 +348,13 @@ impl Reservations {
 mod tests {
     use super::*;
     use dfs::random::Random;
+
+    #[test]
+    fn a_slot_with_one_piece_has_room_for_no_more_than_two() {
+        let mut slot = Slot::new(1);
+        slot.splice(0, 100, Some(Content::Inline(vec![7; 100].into())), &mut References::new());
+        assert!(slot.pieces.capacity() <= 2, "room for {} pieces", slot.pieces.capacity());
+    }
 
     /// Every splice against an array of (chunk, offset) per byte, with merges, cuts and sums.
     #[test]

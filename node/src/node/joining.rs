@@ -93,7 +93,7 @@ impl Node {
         self.announce();
         self.namespace.set_voters(1, vec![self.id]);
         let random = self.random.fork();
-        self.group = Some(Group::new(self.id, raft::Start::Founder, random, self.now, raft::Settings::default()));
+        self.group = Some(Group::new(self.id, raft::Start::Founder, random, self.now, raft::Settings::lending(self.config.memory)));
         self.stage = Stage::CatchingUp { since: self.now };
     }
 
@@ -162,7 +162,7 @@ impl Node {
         self.announce();
         self.adopt_map(map);
         let random = self.random.fork();
-        self.group = Some(Group::new(self.id, raft::Start::Joiner, random, self.now, raft::Settings::default()));
+        self.group = Some(Group::new(self.id, raft::Start::Joiner, random, self.now, raft::Settings::lending(self.config.memory)));
         self.leader_heard = self.now;
         self.stage = Stage::CatchingUp { since: self.now };
     }

@@ -90,7 +90,7 @@ impl Node {
         self.applied_term = term;
         let start = raft::Start::Survivor { index: self.namespace.applied(), term };
         let random = self.random.fork();
-        self.group = Some(Group::new(self.id, start, random, self.now, raft::Settings::default()));
+        self.group = Some(Group::new(self.id, start, random, self.now, raft::Settings::lending(self.config.memory)));
         self.stage = Stage::CatchingUp { since: self.now };
         self.leader_heard = self.now;
         tracing::warn!(%old, new = %self.cluster, applied = self.namespace.applied(), "goes on alone as a new cluster");

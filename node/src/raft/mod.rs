@@ -59,6 +59,15 @@ pub struct Settings {
     pub log_entries: usize,
 }
 
+impl Settings {
+    /// For a node that lends so much: its log takes a part of that, as far as that is known.
+    pub fn lending(memory: u64) -> Self {
+        let part = usize::try_from(memory / limits::RAFT_LOG_MEMORY_SHARE).unwrap_or(usize::MAX);
+        let log_bytes = if memory == 0 { limits::RAFT_LOG_BYTES_MAX } else { part };
+        Settings { log_bytes: log_bytes.clamp(limits::RAFT_LOG_BYTES_MIN, limits::RAFT_LOG_BYTES_MAX), ..Settings::default() }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
