@@ -32,28 +32,56 @@ pub enum Finding {
 }
 
 const STATES_MAX: usize = 400_000;
-const WORDS: usize = 8;
-type Set = [u64; WORDS];
+/// For long histories: a good one needs a few per operation.
+const STATES_PER_OPERATION: usize = 16;
+/// Stands for an answer that never came.
+const NEVER: u64 = u64::MAX;
+/// How many operations are shown of a history that no order explains: its end, where it went wrong.
+const TOLD_MAX: usize = 60;
+
+/// Which operations have taken effect, by their position in the order of calls: all before `frontier` but the skipped ones, and none from
+/// there on. Skipped are few, at most one of each client and those that were never answered, however long the history is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Done {
+    frontier: usize,
+    skipped: Vec<usize>,
+}
+
+impl Done {
+    fn with(&self, index: usize) -> Self {
+        let mut next = self.clone();
+        if index < self.frontier {
+            next.skipped.retain(|&skipped| skipped != index);
+        } else {
+            next.skipped.extend(self.frontier..index);
+            next.frontier = index + 1;
+        }
+        next
+    }
+}
 
 /// Searches for an order.
 pub fn check<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::Call, M::Answer>]) -> Finding {
-    if operations.len() > WORDS * 64 {
-        return Finding::GaveUp;
+    let mut operations: Vec<_> = operations.iter().collect();
+    operations.sort_by_key(|operation| operation.called);
+    let answered = |index: usize| operations[index].answer.as_ref().map_or(NEVER, |answer| answer.0);
+    // The earliest answer among the operations from each position on.
+    let mut answered_from = vec![NEVER; operations.len() + 1];
+    for index in (0..operations.len()).rev() {
+        answered_from[index] = answered(index).min(answered_from[index + 1]);
     }
-    let mut order: Vec<usize> = (0..operations.len()).collect();
-    order.sort_by_key(|&index| operations[index].called);
-    let operations: Vec<_> = order.into_iter().map(|index| &operations[index]).collect();
-    let mut seen: BTreeSet<(Set, M::State)> = BTreeSet::new();
-    let mut stack: Vec<(Set, M::State)> = vec![([0; WORDS], initial)];
+    let states_max = STATES_MAX.max(STATES_PER_OPERATION * operations.len());
+    let mut seen: BTreeSet<(Done, M::State)> = BTreeSet::new();
+    let mut stack: Vec<(Done, M::State)> = vec![(Done { frontier: 0, skipped: Vec::new() }, initial)];
     while let Some((done, state)) = stack.pop() {
-        let is_done = |index: usize| done[index / 64] >> (index % 64) & 1 == 1;
-        let open = || (0..operations.len()).filter(|&index| !is_done(index));
         // Whatever was called after another operation had been answered comes after it.
-        let Some(bound) = open().filter_map(|index| operations[index].answer.as_ref().map(|answer| answer.0)).min() else {
+        let bound = done.skipped.iter().map(|&index| answered(index)).fold(answered_from[done.frontier], u64::min);
+        if bound == NEVER {
             return Finding::Linearizable;
-        };
+        }
+        let open = done.skipped.iter().copied().chain(done.frontier..operations.len());
         // Pushed in reverse, so that the earliest call is tried first: mostly right.
-        for index in open().take_while(|&index| operations[index].called < bound).collect::<Vec<_>>().into_iter().rev() {
+        for index in open.take_while(|&index| operations[index].called < bound).collect::<Vec<_>>().into_iter().rev() {
             let (next, answer) = model.apply(&state, &operations[index].call);
             if operations[index].answer.as_ref().is_some_and(|(_, seen)| *seen != answer) {
                 continue;
@@ -61,30 +89,34 @@ pub fn check<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::
             if operations[index].answer.is_none() && next == state {
                 continue; // Without an effect an unanswered operation explains nothing.
             }
-            let mut with = done;
-            with[index / 64] |= 1 << (index % 64);
-            if seen.insert((with, next.clone())) {
+            let with = done.with(index);
+            if seen.insert((with.clone(), next.clone())) {
                 stack.push((with, next));
             }
         }
-        if seen.len() > STATES_MAX {
+        if seen.len() > states_max {
             return Finding::GaveUp;
         }
     }
     Finding::Violation
 }
 
-/// The shortest beginning of a history that no order explains, an operation a line: what was seen too late or too early comes last.
+/// The end of the shortest beginning of a history that no order explains, an operation a line: what was seen too late or too early comes last.
 pub fn told<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::Call, M::Answer>]) -> String {
     let ends = operations.iter().filter_map(|operation| operation.answer.as_ref().map(|answer| answer.0)).collect::<BTreeSet<u64>>();
+    let ends: Vec<u64> = ends.into_iter().collect();
     let until = |end: u64| {
         let begun = operations.iter().filter(|operation| operation.called <= end).cloned();
         let cut =
             |operation: Operation<M::Call, M::Answer>| Operation { answer: operation.answer.filter(|answer| answer.0 <= end), ..operation };
         begun.map(cut).collect::<Vec<_>>()
     };
-    let shortest = ends.into_iter().map(until).find(|history| check(model, initial.clone(), history) == Finding::Violation);
-    let lines = shortest.unwrap_or_else(|| operations.to_vec()).into_iter().map(|Operation { call, called, answer }| match answer {
+    // What no order explains, none explains with more after it.
+    let at = ends.partition_point(|&end| check(model, initial.clone(), &until(end)) != Finding::Violation);
+    let mut shortest = ends.get(at).map_or_else(|| operations.to_vec(), |&end| until(end));
+    shortest.sort_by_key(|operation| operation.answer.as_ref().map_or(operation.called, |answer| answer.0));
+    let left_out = shortest.len().saturating_sub(TOLD_MAX);
+    let lines = shortest.into_iter().skip(left_out).map(|Operation { call, called, answer }| match answer {
         Some((at, answer)) => format!("{called}..{at}: {call:?} -> {answer:?}"),
         None => format!("{called}..: {call:?}"),
     });
@@ -205,5 +237,44 @@ mod tests {
             answered(NamesCall::Lookup(1), 7, 8, NamesAnswer::Found(7)),
         ];
         assert_eq!(check(&Names, [None; 4], &history), Finding::Violation);
+    }
+
+    #[test]
+    fn a_name_created_twice_is_found() {
+        let create = |file, called, at, answer| Operation { call: NamesCall::Create(0, file), called, answer: Some((at, answer)) };
+        let unlink = |called, at| Operation { call: NamesCall::Unlink(0), called, answer: Some((at, NamesAnswer::Done)) };
+        let twice = [create(7, 1, 4, NamesAnswer::Done), create(8, 2, 3, NamesAnswer::Done)];
+        assert_eq!(check(&Names, [None; 4], &twice), Finding::Violation);
+        assert_eq!(
+            check(&Names, [None; 4], &[create(7, 1, 4, NamesAnswer::Done), create(8, 2, 3, NamesAnswer::Exists)]),
+            Finding::Linearizable
+        );
+        let between = [twice[0].clone(), twice[1].clone(), unlink(1, 4)];
+        assert_eq!(check(&Names, [None; 4], &between), Finding::Linearizable);
+    }
+
+    /// Three clients, two of whom write and read quickly beside one whose every write takes as long as fifty of theirs.
+    fn long_history(operations: u64) -> Vec<Operation<RegisterCall, u64>> {
+        let mut history = vec![operation(RegisterCall::Write(1), 0, Some((1, 0)))];
+        for number in 1..operations {
+            let at = 10 * number;
+            history.push(operation(RegisterCall::Write(number + 1), at, Some((at + 6, 0))));
+            history.push(operation(RegisterCall::Read, at + 1, Some((at + 5, if number % 2 == 0 { number } else { number + 1 }))));
+            if number % 50 == 0 {
+                history.push(operation(RegisterCall::Write(operations + number), at - 495, Some((at + 3, 0))));
+            }
+        }
+        history
+    }
+
+    #[test]
+    fn a_long_history_is_searched_and_its_stale_read_shown_last() {
+        let mut history = long_history(20_000);
+        assert_eq!(check(&Register, 0, &history), Finding::Linearizable);
+        let stale = operation(RegisterCall::Read, 150_008, Some((150_009, 14_999)));
+        history.push(stale.clone());
+        assert_eq!(check(&Register, 0, &history), Finding::Violation);
+        let told = told(&Register, 0, &history);
+        assert!(told.lines().count() <= TOLD_MAX && told.ends_with("150008..150009: Read -> 14999"), "{told}");
     }
 }
