@@ -101,8 +101,12 @@ pub fn check<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::
     Finding::Violation
 }
 
-/// The end of the shortest beginning of a history that no order explains, an operation a line: what was seen too late or too early comes last.
-pub fn told<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::Call, M::Answer>]) -> String {
+/// The shortest beginning of a history that no order explains; all of it if there is none.
+pub fn shortest<M: Model>(
+    model: &M,
+    initial: M::State,
+    operations: &[Operation<M::Call, M::Answer>],
+) -> Vec<Operation<M::Call, M::Answer>> {
     let ends = operations.iter().filter_map(|operation| operation.answer.as_ref().map(|answer| answer.0)).collect::<BTreeSet<u64>>();
     let ends: Vec<u64> = ends.into_iter().collect();
     let until = |end: u64| {
@@ -115,6 +119,12 @@ pub fn told<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::C
     let at = ends.partition_point(|&end| check(model, initial.clone(), &until(end)) != Finding::Violation);
     let mut shortest = ends.get(at).map_or_else(|| operations.to_vec(), |&end| until(end));
     shortest.sort_by_key(|operation| operation.answer.as_ref().map_or(operation.called, |answer| answer.0));
+    shortest
+}
+
+/// The end of [`shortest`], an operation a line: what was seen too late or too early comes last.
+pub fn told<M: Model>(model: &M, initial: M::State, operations: &[Operation<M::Call, M::Answer>]) -> String {
+    let shortest = shortest(model, initial, operations);
     let left_out = shortest.len().saturating_sub(TOLD_MAX);
     let lines = shortest.into_iter().skip(left_out).map(|Operation { call, called, answer }| match answer {
         Some((at, answer)) => format!("{called}..{at}: {call:?} -> {answer:?}"),

@@ -22,16 +22,28 @@ const REST: (u64, u64) = (300, 2_000);
 const DECK: [(&str, usize); 7] =
     [("kill", 3), ("stop", 2), ("cut", 2), ("cut one way", 2), ("cut from some", 2), ("loss", 1), ("slow or stalled", 2)];
 
+/// Instead of a fault: nothing.
+const NONE: &str = "none";
+
 /// Draws faults until it is dropped.
 pub struct Faults {
     random: Random,
     deck: Vec<&'static str>,
+    /// Of these kinds only, if any are named.
+    only: Vec<String>,
     pub windows: Vec<Window>,
 }
 
 impl Faults {
-    pub fn new(seed: u64) -> Self {
-        Faults { random: Random::new(seed), deck: Vec::new(), windows: Vec::new() }
+    /// `only`: kinds to be drawn, all if it is empty.
+    pub fn new(seed: u64, only: Vec<String>) -> Self {
+        for kind in &only {
+            assert!(
+                *kind == NONE || DECK.iter().any(|(known, _)| known == kind),
+                "there is no fault {kind:?}; there are {DECK:?} and {NONE:?}"
+            );
+        }
+        Faults { random: Random::new(seed), deck: Vec::new(), only, windows: Vec::new() }
     }
 
     /// The next kind: each comes in its turn, in an order of the seed's, so that a short soak sees most of them. A death is first.
@@ -44,7 +56,8 @@ impl Faults {
             let last = deck.len() - 1;
             let kill = deck.iter().position(|&kind| kind == "kill").expect("in the deck");
             deck.swap(kill, last);
-            self.deck = deck;
+            deck.retain(|kind| self.only.is_empty() || self.only.iter().any(|only| only == kind));
+            self.deck = if deck.is_empty() { vec![NONE] } else { deck };
         }
         self.deck.pop().expect("filled above")
     }
@@ -67,6 +80,7 @@ impl Faults {
             "kill" => self.kill(run, cluster),
             "stop" => self.stop(run, cluster),
             "loss" => self.lose(run, cluster),
+            NONE => {}
             "slow or stalled" => self.slow(run, cluster),
             cut => self.cut(run, cluster, cut),
         }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use dfs::random::Random;
 
 use crate::calls::{Calls, Failed, Run};
-use crate::linear::{self, Finding, Model, Names, NamesAnswer, NamesCall, Operation, Register, RegisterCall};
+use crate::linear::{self, Finding, Names, NamesAnswer, NamesCall, Operation, Register, RegisterCall};
 
 const REGISTERS: usize = 8;
 const REGISTER_WORKERS: u64 = 3;
@@ -24,6 +24,8 @@ const LOG_WRITERS: usize = 2;
 /// Between two calls of a worker: the nodes, the mounts and their load share one machine.
 const THINK_MS_MAX: u64 = 8;
 const APPEND_EVERY: Duration = Duration::from_millis(25);
+/// So much is told of a register that no order explains.
+const TOLD_NS: u64 = 150_000_000;
 const LOOK_EVERY: Duration = Duration::from_millis(700);
 
 /// With the mount of each operation.
@@ -108,9 +110,14 @@ impl Load {
         }
         let mut operations = 0;
         for (object, history) in registers {
-            let history = if is_direct(object) { history.into_iter().map(|(_, one)| one).collect() } else { without_early_reads(history) };
             operations += history.len();
-            explain(run, &format!("register {object}"), &Register, 0, &history);
+            let judged =
+                if is_direct(object) { history.iter().map(|(_, one)| one.clone()).collect() } else { without_early_reads(&history) };
+            match linear::check(&Register, 0, &judged) {
+                Finding::Linearizable => {}
+                Finding::GaveUp => run.fail(format!("register {object}: too many orders to try")),
+                Finding::Violation => run.fail(format!("register {object}: no order explains\n{}", before_the_end(&judged, &history))),
+            }
         }
         for (object, history) in names {
             operations += history.len();
@@ -127,7 +134,7 @@ impl Load {
 }
 
 /// Demands an order that explains the history.
-fn explain<M: Model>(run: &Run, what: &str, model: &M, initial: M::State, history: &[Operation<M::Call, M::Answer>]) {
+fn explain<M: linear::Model>(run: &Run, what: &str, model: &M, initial: M::State, history: &[Operation<M::Call, M::Answer>]) {
     match linear::check(model, initial.clone(), history) {
         Finding::Linearizable => {}
         Finding::GaveUp => run.fail(format!("{what}: too many orders to try")),
@@ -142,7 +149,7 @@ fn is_direct(register: usize) -> bool {
 
 /// Leaves out what the page cache shows too early: Linux puts a write there before it asks the mount, so whoever reads through the same mount
 /// may see it while it is under way, and before other writes that come to be ordered first. The manual names that limit.
-fn without_early_reads(history: RegisterHistory) -> Vec<Operation<RegisterCall, u64>> {
+fn without_early_reads(history: &RegisterHistory) -> Vec<Operation<RegisterCall, u64>> {
     let ended = |one: &Operation<RegisterCall, u64>| one.answer.as_ref().map_or(u64::MAX, |answer| answer.0);
     let writes: BTreeMap<u64, (u64, u64, u64)> = history
         .iter()
@@ -157,6 +164,25 @@ fn without_early_reads(history: RegisterHistory) -> Vec<Operation<RegisterCall, 
         write.is_some_and(|&(writer, begun, until)| writer == mount && begun < ended(one) && one.called < until)
     };
     history.iter().filter(|(mount, one)| !is_early(*mount, one)).map(|(_, one)| one.clone()).collect()
+}
+
+/// What all mounts did before a register showed what no order explains.
+fn before_the_end(judged: &[Operation<RegisterCall, u64>], history: &RegisterHistory) -> String {
+    let ended = |one: &Operation<RegisterCall, u64>| one.answer.as_ref().map_or(one.called, |answer| answer.0);
+    let end = linear::shortest(&Register, 0, judged).iter().map(ended).max().unwrap_or(0);
+    let mut lately: Vec<_> = history.iter().filter(|(_, one)| one.called <= end && ended(one) + TOLD_NS > end).collect();
+    lately.sort_by_key(|(_, one)| ended(one));
+    let line = |(mount, one): &&(u64, Operation<RegisterCall, u64>)| {
+        let (from, to) = (one.called as f64 / 1e6, ended(one) as f64 / 1e6);
+        let mark = if ended(one) == end { "  <-- here" } else { "" };
+        match one.call {
+            RegisterCall::Write(value) => format!("{from:.3}..{to:.3} ms: mount {mount} writes {value:x}{mark}"),
+            RegisterCall::Read => {
+                format!("{from:.3}..{to:.3} ms: mount {mount} reads  {:x}{mark}", one.answer.as_ref().map_or(0, |answer| answer.1))
+            }
+        }
+    };
+    lately.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn register_path(root: &Path, index: usize) -> PathBuf {
@@ -391,7 +417,7 @@ mod tests {
         let read = |value, called, at| Operation { call: RegisterCall::Read, called, answer: Some((at, value)) };
         let other = [(1, write(8, 3, 4)), (1, read(8, 5, 6))];
         let history = |early| [&[(0, write(7, 1, 9)), early], other.as_slice(), &[(0, read(7, 10, 11))]].concat();
-        let check = |history| linear::check(&Register, 0, &without_early_reads(history));
+        let check = |history| linear::check(&Register, 0, &without_early_reads(&history));
         assert_eq!(check(history((0, read(7, 1, 2)))), Finding::Linearizable);
         assert_eq!(check(history((1, read(7, 1, 2)))), Finding::Violation);
     }

@@ -3,7 +3,7 @@
 //! Five nodes and two mounts, each in a network of its own. All the while workers record what they see, git, sqlite and fio check what
 //! they stored, and a fault drawn from the seed is let loose whenever the cluster is whole again. At the end everything is compared, checked and
 //! stopped. `DFS_SOAK_SECONDS=3600 cargo test --release --test soak -- --nocapture` goes on for an hour; `DFS_SOAK_SEED=n` draws other
-//! faults; `DFS_SOAK_LOGS=DIRECTORY` keeps the logs of all processes if it fails.
+//! faults; `DFS_SOAK_FAULTS=loss,kill` only such, `none` none; `DFS_SOAK_LOGS=DIRECTORY` keeps the logs of all processes if it fails.
 #![allow(clippy::disallowed_methods)]
 
 mod calls;
@@ -85,7 +85,9 @@ fn soak(cluster: &mut Cluster, length: Duration, random: &mut Random) {
     let run = Run::new();
     let load = Load::start(&run, &mounts, random);
     let programs = Programs::start(&run, &mounts);
-    let mut faults = Faults::new(random.next());
+    let only = std::env::var("DFS_SOAK_FAULTS").unwrap_or_default();
+    let only = only.split(',').filter(|kind| !kind.is_empty()).map(str::to_string).collect();
+    let mut faults = Faults::new(random.next(), only);
     watch_for_hangs(&run);
     std::thread::sleep(CALM);
     while !run.is_over() && run.now() < length.as_nanos() as u64 {
