@@ -36,7 +36,7 @@ use machines::{Cluster, NODES};
 use namespaces::Turn;
 use programs::Programs;
 
-/// Length in `cargo test`.
+/// Length if none is named.
 const SHORT_SECONDS: u64 = 40;
 /// Before the first fault, so that there is something to compare with.
 const CALM: Duration = Duration::from_secs(4);
