@@ -395,20 +395,19 @@ impl Core {
         true
     }
 
-    /// Lays over committed bytes what was dirty when the read began, and what is dirty now.
+    /// Lays over committed bytes what was dirty when the read began. Not what is dirty now: between the two something may have been written
+    /// through, of which the committed bytes know nothing yet, and the reader would see a later write without an earlier one.
     fn lay_over(&self, id: u64, bytes: Bytes) -> Bytes {
         let Some(Work::Read(read)) = self.jobs.get(&id).map(|job| &job.work) else { return bytes };
-        let now_dirty = self.behind.within(read.ino, read.range);
-        let end = read.dirty_end.max(self.behind.end(read.ino)).min(read.range.end());
+        let end = read.dirty_end.min(read.range.end());
         let length = (end.saturating_sub(read.range.offset) as usize).max(bytes.len());
-        if read.dirty.is_empty() && now_dirty.is_empty() && length == bytes.len() {
+        if read.dirty.is_empty() && length == bytes.len() {
             return bytes;
         }
         let mut laid = BytesMut::with_capacity(length);
         laid.extend_from_slice(&bytes);
         laid.resize(length, 0);
         behind::lay(&mut laid, read.range.offset, &read.dirty);
-        behind::lay(&mut laid, read.range.offset, &now_dirty);
         laid.freeze()
     }
 
