@@ -134,6 +134,8 @@ pub const NODE_DEAD_AFTER: Duration = Duration::from_millis(2000);
 pub const PREDECESSOR_PATIENCE: Duration = Duration::from_millis(1500);
 /// Silence after which a voter may be replaced by a spare without proof of its death.
 pub const VOTER_REPLACE_AFTER: Duration = Duration::from_secs(5);
+/// A machine's clock that differs by more from cluster time is wrong: that is said, and nothing else follows.
+pub const CLOCK_OFF_MAX: Duration = Duration::from_secs(1);
 /// Lease of a session.
 pub const SESSION_LEASE: Duration = Duration::from_secs(4);
 /// A client renews this often.

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -165,6 +166,15 @@ pub struct Timestamp {
     pub seconds: i64,
     /// Nanoseconds within the second, below 1,000,000,000.
     pub nanos: u32,
+}
+
+impl Timestamp {
+    /// So much later.
+    pub fn after(self, passed: Duration) -> Timestamp {
+        let nanos = u64::from(self.nanos) + u64::from(passed.subsec_nanos());
+        let whole = i64::try_from(passed.as_secs() + nanos / 1_000_000_000).unwrap_or(i64::MAX);
+        Timestamp { seconds: self.seconds.saturating_add(whole), nanos: (nanos % 1_000_000_000) as u32 }
+    }
 }
 
 /// What an inode is.

@@ -87,6 +87,7 @@ fn a_calm_cluster_answers_everything() {
     for seed in 0..4 {
         let report = caught(|| Run::new(Plan::draw(seed).calm(), None).whole()).unwrap_or_else(|why| panic!("calm seed {seed}: {why}"));
         assert_eq!(report.stats.unknown, 0, "seed {seed}: nothing stood in the way");
+        assert_eq!(report.declared_dead, 0, "seed {seed}: whatever wall clocks show");
         assert!(report.stats.operations > 50);
     }
 }

@@ -185,6 +185,8 @@ pub struct Node {
     /// `None` until the node is a member.
     group: Option<Group>,
     namespace: Namespace,
+    /// Cluster time as applied entries last told it, and when that was.
+    time_heard: (Time, Timestamp),
     /// Term of the entry last applied.
     applied_term: Term,
     chunks: ChunkStore,
@@ -237,6 +239,7 @@ impl Node {
             tickets: BTreeMap::new(),
             group: None,
             namespace: Namespace::new(SpaceLimits::default()),
+            time_heard: (now, Timestamp::default()),
             applied_term: Term(0),
             chunks,
             placement: PlacementTable::new(),

@@ -453,6 +453,46 @@ fn leaving_hands_over_and_shutdown_ends_all() {
 }
 
 #[test]
+fn wall_clocks_that_jump_by_hours_move_no_time_of_a_file() {
+    const HOUR: i64 = 3600;
+    let mut world = World::three(41);
+    let mut last = 0;
+    let mut step = 0;
+    let mut look = |world: &mut World| {
+        step += 1;
+        match world.op(create(&format!("f{step}"), false)).unwrap() {
+            Replied::Entry { attributes, .. } => {
+                let off = attributes.mtime.seconds - world.true_wall();
+                assert!(off.abs() <= 2, "{off} s off at step {step}");
+                assert!(attributes.mtime.seconds >= last, "back by {} s at step {step}", last - attributes.mtime.seconds);
+                last = attributes.mtime.seconds;
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    look(&mut world);
+    for hours in [5, -5, -30, 1] {
+        (1..=5).for_each(|port| _ = world.wrong_by.insert(port, hours * HOUR));
+        look(&mut world);
+        world.run(Duration::from_secs(3));
+        look(&mut world);
+    }
+    assert!(world.nodes.values().all(|(node, _)| node.map().members.iter().all(|member| member.state == MemberState::Live)));
+    // Each with another wrong clock, new leaders go on from where time was, also after a quiet while.
+    for (port, joins) in [(1, 4), (2, 5)] {
+        (1..=5).for_each(|port| _ = world.wrong_by.insert(port, (i64::from(port) * 7 - 20) * HOUR));
+        world.join(joins, &[1, 2, 3]);
+        world.until("one more", |world| world.nodes[&joins].0.is_ready());
+        world.run(Duration::from_secs(60));
+        world.kill(world.leader().unwrap_or(port));
+        world.until("another leader", |world| world.leader().is_some());
+        look(&mut world);
+        world.run(Duration::from_secs(10));
+        look(&mut world);
+    }
+}
+
+#[test]
 fn a_drained_node_that_was_declared_dead_on_its_way_goes_on_when_it_returns() {
     for heard in [false, true] {
         let mut world = World::three(40);

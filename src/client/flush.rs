@@ -174,10 +174,7 @@ impl Core {
 
     /// Cluster time as this session can know it.
     fn cluster_now(&self, now: Time) -> Option<Timestamp> {
-        let (at, told) = self.cluster_time?;
-        let nanos = u128::from(told.nanos) + now.since(at).as_nanos();
-        let seconds = told.seconds + i64::try_from(nanos / 1_000_000_000).ok()?;
-        Some(Timestamp { seconds, nanos: (nanos % 1_000_000_000) as u32 })
+        self.cluster_time.map(|(at, told)| told.after(now.since(at)))
     }
 
     /// A write went through: whoever writes on gets the right to do so alone.

@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dfs::cluster_map::{ClusterMap, MemberState};
-use dfs::types::{ByteRange, ChunkHash, ClusterId, Epoch, Instance, NodeId, SessionId, Term};
+use dfs::types::{ByteRange, ChunkHash, ClusterId, Epoch, Instance, NodeId, SessionId, Term, Timestamp};
 use dfs::wire::namespace::ChunkPlace;
 use dfs_node::node::Node;
 
 use super::network::Pid;
-use super::process::Machine;
-use super::world::World;
+use super::process::{Machine, WALL_SECONDS};
+use super::world::{SECOND, World};
+
+/// How far cluster time may be off: a founder's clock, another's that is right within a second, what is lost from leader to leader.
+const CLUSTER_TIME_OFF_MAX: i64 = 5;
 
 /// Facts about the whole history of a cluster.
 #[derive(Default)]
@@ -42,7 +45,7 @@ impl Checks {
     pub fn look(&mut self, world: &mut World) {
         for pid in std::mem::take(&mut world.touched) {
             let Some(node) = world.processes.get(&pid).and_then(|process| process.as_node()) else { continue };
-            self.look_at(node);
+            self.look_at(node, world.now);
             self.turns += 1;
             if self.turns.is_multiple_of(64) {
                 node.check_invariants();
@@ -50,11 +53,15 @@ impl Checks {
         }
     }
 
-    fn look_at(&mut self, node: &Node) {
+    fn look_at(&mut self, node: &Node, now: u64) {
         let (id, applied, cluster) = (node.id(), node.namespace().applied(), node.namespace().map().cluster);
         if let Some(term) = node.leads() {
             let leader = *self.leaders.entry((cluster, term)).or_insert(id);
             assert_eq!(leader, id, "two leaders in term {term}");
+            // What it stamps, once it is known that there is a cluster.
+            let off = node.cluster_time().seconds - WALL_SECONDS - (now / SECOND) as i64;
+            let told = node.namespace().time() != Timestamp::default();
+            assert!(!told || off.abs() <= CLUSTER_TIME_OFF_MAX, "cluster time of {id} is off by {off} s");
         }
         if self.applied.insert(id, applied) != Some(applied) {
             let state_hash = node.namespace().state_hash();

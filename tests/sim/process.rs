@@ -36,7 +36,14 @@ pub struct Clock {
     pub base: u64,
     pub drift_ppm: i64,
     pub wall_seconds: i64,
+    /// From then on the wall clock is set wrong by hours now and then, forth and back.
+    pub steps_from: u64,
 }
+
+/// What right wall clocks show at the beginning.
+pub const WALL_SECONDS: i64 = 1_700_000_000;
+/// How long a wall clock shows the same wrong time.
+const STEP_EVERY: u64 = 3_000_000_000;
 
 impl Clock {
     pub fn local(&self, now: u64) -> Time {
@@ -60,7 +67,13 @@ impl Clock {
 
     pub fn wall(&self, now: u64) -> Timestamp {
         let nanos = now + self.base % 1_000_000_000;
-        Timestamp { seconds: 1_700_000_000 + self.wall_seconds + (nanos / 1_000_000_000) as i64, nanos: (nanos % 1_000_000_000) as u32 }
+        // Of the clock's own numbers, so that a seed means the same with steps and without.
+        let turn = if now < self.steps_from { 0 } else { (self.base ^ (now / STEP_EVERY).wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 7 };
+        let step = [0, 5, -5, 0, -9, 2, 0, 26][turn as usize % 8] * 3600;
+        Timestamp {
+            seconds: WALL_SECONDS + step + self.wall_seconds + (nanos / 1_000_000_000) as i64,
+            nanos: (nanos % 1_000_000_000) as u32,
+        }
     }
 }
 

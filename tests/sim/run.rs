@@ -542,6 +542,7 @@ impl Run {
     /// Phase 1: work while faults come and go.
     fn work(&mut self) {
         self.working = true;
+        self.world.let_clocks_step();
         for index in 0..self.plan.faults.len() {
             let at = self.plan.faults[index].0;
             self.alarm(at, Alarm::Begin(index));

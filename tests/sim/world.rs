@@ -88,6 +88,8 @@ pub struct World {
     pub tally: BTreeMap<(Pid, &'static str), Sent>,
     /// Messages of this kind get lost.
     pub lossy: Option<&'static str>,
+    /// Since when wall clocks are set wrong now and then.
+    clocks_step_from: u64,
 }
 
 /// Messages of one kind from one process.
@@ -145,6 +147,7 @@ impl World {
             log: std::env::var_os("DFS_SIM_LOG").is_some(),
             tally: BTreeMap::new(),
             lossy: None,
+            clocks_step_from: u64::MAX,
         }
     }
 
@@ -163,7 +166,14 @@ impl World {
             base: SECOND + self.random.below(1_000_000 * SECOND),
             drift_ppm: self.random.below(200) as i64 - 100,
             wall_seconds: self.random.below(3) as i64 - 1,
+            steps_from: self.clocks_step_from,
         }
+    }
+
+    /// From now on wall clocks are set wrong now and then, also those of machines that come.
+    pub fn let_clocks_step(&mut self) {
+        self.clocks_step_from = self.now;
+        self.processes.values_mut().for_each(|process| process.clock.steps_from = self.now);
     }
 
     pub fn start_node(&mut self, host: Host, address: Address, config: NodeConfig) -> Pid {

@@ -12,7 +12,7 @@ use dfs::limits;
 use dfs::links::Peer;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{Address, ClusterId, Epoch, NodeId};
+use dfs::types::{Address, ClusterId, Epoch, NodeId, Timestamp};
 use dfs::wire::message::{Failure, Request};
 
 use super::leader::Duty;
@@ -222,6 +222,7 @@ impl Node {
         self.take_new_id();
         self.group = None;
         self.namespace = Namespace::new(SpaceLimits::default());
+        self.time_heard = (self.now, Timestamp::default());
         self.map = ClusterMap::default();
         self.stage = Stage::Joining;
     }

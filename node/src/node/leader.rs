@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs::cluster_map::MemberState;
 use dfs::limits;
 use dfs::time::Time;
-use dfs::types::{ChunkHash, InodeId, Instance, NodeId, SessionId, Term, Timestamp};
+use dfs::types::{ChunkHash, ClusterId, InodeId, Instance, NodeId, SessionId, Term, Timestamp};
 use dfs::wire::message::{Request, Scrubbed};
 
 use super::gate::Gate;
@@ -76,6 +76,8 @@ pub(super) struct Leading {
     term: Term,
     /// Cluster time when this term began, and the clock then: from there it advances at the clock's rate.
     began: (Time, Timestamp),
+    /// Whether the wall clock is off, which has been said.
+    clock_is_off: bool,
     contacts: BTreeMap<NodeId, Contact>,
     /// The leader before, and when it was last heard: its silence began before this term, and was observed.
     predecessor: Option<(NodeId, Time)>,
@@ -105,6 +107,7 @@ impl Leading {
         Leading {
             term,
             began: (now, time),
+            clock_is_off: false,
             contacts: BTreeMap::new(),
             predecessor,
             proven_dead: BTreeSet::new(),
@@ -254,10 +257,7 @@ impl Leading {
 impl Node {
     pub(super) fn begin_leading(&mut self, term: Term) {
         tracing::info!(term = term.0, node = %self.id, "leads the namespace");
-        let time = self.wall.max(self.namespace.time());
-        if time.seconds - self.wall.seconds > 1 {
-            tracing::warn!(seconds = time.seconds - self.wall.seconds, "this machine's clock is behind cluster time");
-        }
+        let time = self.choose_time();
         if self.sabotaged(Sabotage::ForgetRequestTable) {
             self.namespace.forget_outcomes_for_test();
         }
@@ -272,14 +272,47 @@ impl Node {
         self.pushed = dfs::types::Epoch(0);
     }
 
+    /// Cluster time at the beginning of a term: what it was when this node last heard of it, and what has passed since on a clock that never
+    /// steps. The wall clock has a say only in the first term of a cluster, and to make up for what was lost on the way.
+    fn choose_time(&self) -> Timestamp {
+        let (at, told) = self.time_heard;
+        if self.map.cluster == ClusterId(0) {
+            return self.wall;
+        }
+        let expected = told.after(self.now.since(at));
+        if self.wall > expected && self.wall <= expected.after(limits::CLOCK_OFF_MAX) { self.wall } else { expected }
+    }
+
+    /// Takes note of cluster time as an applied entry tells it. One that comes late, after a pause say, tells less than what was known before.
+    /// A new leader may have begun before it had applied what is in its log.
+    pub(super) fn hear_time(&mut self) {
+        let told = self.namespace.time();
+        let (at, before) = self.time_heard;
+        if told > before.after(self.now.since(at)) {
+            self.time_heard = (self.now, told);
+        }
+        let ahead = self.leading.is_some() && told > self.cluster_time();
+        if let Some(leading) = self.leading.as_mut().filter(|_| ahead) {
+            leading.began = (self.now, told);
+        }
+    }
+
+    /// Says it, once, if this machine's clock is wrong. Nothing follows from it.
+    fn watch_clock(&mut self) {
+        let (wall, time) = (self.wall, self.cluster_time());
+        let off = wall > time.after(limits::CLOCK_OFF_MAX) || time > wall.after(limits::CLOCK_OFF_MAX);
+        let Some(leading) = &mut self.leading else { return };
+        if off && !leading.clock_is_off {
+            tracing::warn!(seconds = wall.seconds - time.seconds, "this machine's clock is off; times of files go on by cluster time");
+        }
+        leading.clock_is_off = off;
+    }
+
     /// Cluster time now: from the beginning of the term on it advances at the clock's rate, whatever is done to the wall clock.
-    pub(super) fn cluster_time(&self) -> Timestamp {
+    pub fn cluster_time(&self) -> Timestamp {
         let Some(leading) = &self.leading else { return self.wall };
         let (began, time) = leading.began;
-        let passed = self.now.since(began);
-        let nanos = u64::from(time.nanos) + u64::from(passed.subsec_nanos());
-        let seconds = time.seconds.saturating_add(passed.as_secs() as i64).saturating_add((nanos / 1_000_000_000) as i64);
-        Timestamp { seconds, nanos: (nanos % 1_000_000_000) as u32 }
+        time.after(self.now.since(began))
     }
 
     /// Everything that a leader finds to do.
@@ -293,6 +326,7 @@ impl Node {
         }
         due.into_iter().for_each(|batch| self.send_deletion(batch));
         if look {
+            self.watch_clock();
             self.pursue_founding();
             self.pursue_contacts();
             self.pursue_configuration();

@@ -216,6 +216,7 @@ impl Node {
 
     fn applied(&mut self, index: u64, term: Term) {
         self.applied_term = term;
+        self.hear_time();
         if let Some(group) = &mut self.group {
             group.applied_to(index);
         }

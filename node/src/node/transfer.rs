@@ -182,6 +182,7 @@ impl Node {
             tracing::info!(index = slice.index, "snapshot installed");
             self.namespace = namespace;
             self.applied_term = slice.term;
+            self.hear_time();
             let map = self.namespace.map().clone();
             self.adopt_map(&map);
         }

@@ -45,6 +45,8 @@ pub struct World {
     pub next_incoming: u64,
     pub number: u64,
     pub seed: u64,
+    /// Seconds by which wall clocks are wrong.
+    pub wrong_by: BTreeMap<u16, i64>,
 }
 
 /// The ports under which the test's clients appear in events.
@@ -71,6 +73,7 @@ impl World {
             next_incoming: LinkId::INCOMING,
             number: 0,
             seed,
+            wrong_by: BTreeMap::new(),
         }
     }
 
@@ -80,15 +83,20 @@ impl World {
         self.clients.insert(port, Links::new(Role::Client, session, Random::new(self.seed + u64::from(port))));
     }
 
-    pub fn wall(&self) -> Timestamp {
-        Timestamp { seconds: 1_000_000 + (self.now.0 / 1_000_000_000) as i64, nanos: 0 }
+    /// What a right clock shows.
+    pub fn true_wall(&self) -> i64 {
+        1_000_000 + (self.now.0 / 1_000_000_000) as i64
+    }
+
+    fn wall(&self, port: u16) -> Timestamp {
+        Timestamp { seconds: self.true_wall() + self.wrong_by.get(&port).copied().unwrap_or(0), nanos: 0 }
     }
 
     pub fn start(&mut self, port: u16, start: Start) {
         self.seed += 1;
         let config =
             NodeConfig { address: address(port), memory: MEMORY, rate: None, zone: String::new(), start, id: None, sabotage: None };
-        let node = Node::new(config, self.now, self.wall(), self.seed * 7919);
+        let node = Node::new(config, self.now, self.wall(port), self.seed * 7919);
         let hello =
             Hello { cluster: Default::default(), role: Role::Node, sender: node.id().0, lane: dfs::link::Lane::Control, expect: None };
         self.nodes.insert(port, (node, hello));
@@ -219,7 +227,7 @@ impl World {
             return self.drain(to);
         }
         self.now = self.now.max(deadline.0);
-        let wall = self.wall();
+        let wall = self.wall(deadline.1);
         if let Some(client) = self.clients.get_mut(&deadline.1) {
             client.on_deadline(self.now);
         } else if let Some((node, _)) = self.nodes.get_mut(&deadline.1) {
@@ -229,7 +237,7 @@ impl World {
     }
 
     pub fn deliver(&mut self, to: u16, event: LinkEvent) {
-        let wall = self.wall();
+        let wall = self.wall(to);
         if let Some(client) = self.clients.get_mut(&to) {
             client.on_event(self.now, event);
         } else if let Some((node, _)) = self.nodes.get_mut(&to) {
