@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -188,4 +189,77 @@ fn p6_a_node_that_was_stopped_returns_with_its_chunks() {
         status["nodes"].as_array().expect("nodes").iter().find(|node| node["node"] == victim.as_str()).cloned().expect("the same id");
     assert!(back["recorded"].as_u64().expect("a number") > 0, "{back}");
     check(mount.path(), 4, 8, 4);
+}
+
+/// Nodes that hold each extent of the file.
+fn places(cluster: &Cluster, path: &str) -> Vec<BTreeSet<String>> {
+    let located = cluster.dfs_json(&["locate", path]);
+    let holders = |extent: &serde_json::Value| extent["holders"].as_array().expect("holders").clone();
+    let id = |holder: &serde_json::Value| holder["node"].as_str().expect("a node").to_string();
+    located["extents"].as_array().expect("extents").iter().map(|extent| holders(extent).iter().map(id).collect()).collect()
+}
+
+/// What a check lists as lost.
+fn listed_as_lost(cluster: &Cluster) -> BTreeSet<String> {
+    let finished = cluster.dfs(&["--op-timeout", "2s", "fsck"]);
+    finished.stdout().lines().filter_map(|line| line.strip_prefix('/')).map(str::to_string).collect()
+}
+
+#[test]
+fn when_both_holders_die_at_once_their_files_are_lost_and_nothing_else() {
+    const FILES: u64 = 30;
+    let mut cluster = Cluster::start(5);
+    let (mount, cold) = (Mount::new(&cluster), Mount::new(&cluster));
+    let content = |number: u64| random_bytes(9000 + number, 300_000 + number as usize);
+    (0..FILES).for_each(|number| std::fs::write(mount.path().join(format!("f{number}")), content(number)).expect("written"));
+    cluster.dfs_ok(&["sync"]);
+    wait_until(WHOLE_WITHIN, "five nodes vote and each chunk has two copies", || {
+        let status = cluster.dfs_json(&["status"]);
+        let voters = status["nodes"].as_array().expect("nodes").iter().filter(|node| node["voter"] == true).count();
+        voters == 5
+            && status["repair"]["known"] == true
+            && status["repair"]["weak_chunks"] == 0
+            && status["repair"]["misplaced_chunks"] == 0
+    });
+    let held: Vec<BTreeSet<String>> = (0..FILES).map(|number| places(&cluster, &format!("/f{number}"))[0].clone()).collect();
+    let pair = held.iter().find(|nodes| nodes.len() == 2).expect("two copies").clone();
+    let lost: BTreeSet<String> = (0..FILES).filter(|&number| held[number as usize] == pair).map(|number| format!("f{number}")).collect();
+    assert!((1..FILES as usize / 2).contains(&lost.len()), "{} files share two nodes", lost.len());
+    pair.iter().for_each(|node| cluster.node(node).signal(libc::SIGKILL));
+    pair.iter().for_each(|node| cluster.node(node).kill());
+
+    // Whoever has nothing cached gets an error for exactly these, within the deadline.
+    let readers: Vec<_> = (0..FILES)
+        .map(|number| {
+            let path = cold.path().join(format!("f{number}"));
+            std::thread::spawn(move || ends_within(Duration::from_secs(20), "a read", move || std::fs::read(path)))
+        })
+        .collect();
+    for (number, reader) in (0..FILES).zip(readers) {
+        let (read, took) = reader.join().expect("it ended in time");
+        match read {
+            Ok(bytes) => assert!(bytes == content(number) && !lost.contains(&format!("f{number}")), "f{number}"),
+            Err(error) => {
+                assert!(lost.contains(&format!("f{number}")), "f{number}: {error} after {took:?}");
+                assert_eq!(error.raw_os_error(), Some(libc::EIO), "f{number}: {error}");
+            }
+        }
+    }
+    wait_until(WHOLE_WITHIN, "a check lists exactly what is lost", || listed_as_lost(&cluster) == lost);
+
+    // All else goes on, with the lost files as well: they have names and attributes, and can be removed.
+    let path = cold.path().to_path_buf();
+    let names: Vec<String> = lost.iter().cloned().collect();
+    let rest = move || {
+        std::fs::write(path.join("new"), content(77)).expect("a new file");
+        std::fs::File::open(path.join("new")).and_then(|file| file.sync_all()).expect("it is safe");
+        assert!(std::fs::read(path.join("new")).expect("readable") == content(77));
+        std::fs::rename(path.join("new"), path.join("renamed")).expect("renamed");
+        for name in &names {
+            assert!(std::fs::metadata(path.join(name)).expect("attributes").len() >= 300_000);
+            std::fs::remove_file(path.join(name)).expect("a lost file can be removed");
+        }
+    };
+    ends_within(Duration::from_secs(60), "everything else", rest);
+    wait_until(WHOLE_WITHIN, "clean without the lost files", || cluster.dfs(&["--op-timeout", "2s", "fsck"]).code() == 0);
 }
