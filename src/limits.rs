@@ -98,6 +98,10 @@ pub const CLOSE_LINGER: Duration = Duration::from_secs(1);
 pub const REFUSAL_LINES_PER_SECOND_MAX: u32 = 10;
 /// Bytes queued towards one peer before reading from it stops.
 pub const SEND_QUEUE_BYTES_MAX: usize = 32 << 20;
+/// The same towards a client on the control lane: its answers are small, and there may be many clients that read none.
+pub const CLIENT_ANSWERS_BYTES_MAX: usize = 1 << 20;
+/// Requests read from a client's control connection before others get their turn: hundreds, each of which costs microseconds.
+pub const CLIENT_TURN_BYTES_MAX: usize = 64 << 10;
 /// Unanswered requests on one link.
 pub const LINK_REQUESTS_MAX: usize = 8192;
 /// Notices kept for a link that is being dialled; the oldest are dropped first.
@@ -468,7 +472,8 @@ const _: () = assert!(XATTRS_PER_INODE_MAX <= COMMAND_VISITS_MAX && XATTR_VALUE_
 const _: () = assert!(4 * XATTR_VALUE_BYTES_MAX < RECORD_BYTES_MAX && 4 * XATTR_LIST_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(VERIFY_GROUP_BYTES));
 const _: () = assert!(2 * RECORD_BYTES_MAX <= CONTROL_BODY_BYTES_MAX);
-const _: () = assert!(CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
+const _: () = assert!(CLIENT_TURN_BYTES_MAX < CONNECTION_TURN_BYTES_MAX && CONNECTION_TURN_BYTES_MAX <= READ_TURN_BYTES_MAX);
+const _: () = assert!(CLIENT_ANSWERS_BYTES_MAX < SEND_QUEUE_BYTES_MAX);
 const _: () = assert!(2 * RAFT_MESSAGE_BYTES_MAX < CONTROL_BODY_BYTES_MAX);
 const _: () = assert!(RAFT_MESSAGE_BYTES_MAX < RAFT_UNCOMMITTED_BYTES_MAX);
 const _: () = assert!(RAFT_LOG_BYTES_MIN >= 4 * RECORD_BYTES_MAX && RAFT_LOG_BYTES_MIN <= RAFT_LOG_BYTES_MAX);

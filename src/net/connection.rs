@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use crate::limits;
-use crate::link::{Frame, Hello, Lane, LinkEvent, LinkId};
+use crate::link::{Frame, Hello, Lane, LinkEvent, LinkId, Role};
 use crate::net::Counters;
 use crate::net::receive::{RawFrame, Receiver};
 use crate::net::send::Sender;
@@ -67,6 +67,8 @@ pub struct Connection {
     pub phase: Phase,
     /// Control until the handshake says otherwise.
     pub lane: Lane,
+    /// Whether the peer said that it is a client.
+    client: bool,
     pub receiver: Receiver,
     pub sender: Sender,
     /// The kernel may have bytes for us: it said so, and a read has not come back empty since.
@@ -102,6 +104,7 @@ impl Connection {
             stream,
             phase,
             lane,
+            client: false,
             receiver: Receiver::default(),
             sender: Sender::default(),
             readable: false,
@@ -120,6 +123,20 @@ impl Connection {
     /// Whether whoever asked for the link, or was told of it, must be told of its end.
     pub fn is_announced(&self) -> bool {
         !matches!(self.phase, Phase::Waiting | Phase::Closing { .. })
+    }
+
+    /// Bytes queued beyond which the peer is not read.
+    pub fn queue_bytes_max(&self) -> usize {
+        if self.asks_small() { limits::CLIENT_ANSWERS_BYTES_MAX } else { limits::SEND_QUEUE_BYTES_MAX }
+    }
+
+    /// Bytes read before others get their turn.
+    pub fn turn_bytes_max(&self) -> usize {
+        if self.asks_small() { limits::CLIENT_TURN_BYTES_MAX } else { limits::CONNECTION_TURN_BYTES_MAX }
+    }
+
+    fn asks_small(&self) -> bool {
+        self.client && self.lane == Lane::Control
     }
 
     /// Whether both sides know each other.
@@ -279,6 +296,7 @@ impl Connection {
             incoming: Names { cluster: peer.cluster, sender: peer.sender, receiver: mine.sender },
         };
         self.lane = mine.lane;
+        self.client = peer.role == Role::Client;
         self.since = around.now;
         around.events.push(LinkEvent::Up { link: self.link, peer });
     }

@@ -485,7 +485,7 @@ impl Net {
         let result = connection.write_turn(allowance, self.now);
         let queued = connection.sender.queued_bytes();
         let starved = connection.writable && queued > 0;
-        let resumes = connection.paused && queued <= limits::SEND_QUEUE_BYTES_MAX / 2;
+        let resumes = connection.paused && queued <= connection.queue_bytes_max() / 2;
         connection.paused &= !resumes;
         match result {
             Ok(written) => {
@@ -522,7 +522,8 @@ impl Net {
                 self.throttle(token);
                 continue;
             }
-            left -= self.read(token, left.min(limits::CONNECTION_TURN_BYTES_MAX));
+            let most = left.min(connection.turn_bytes_max());
+            left -= self.read(token, most);
         }
     }
 
@@ -549,7 +550,7 @@ impl Net {
         if !connection.readable || connection.paused || matches!(connection.phase, Phase::Connecting { .. }) {
             return 0;
         }
-        if connection.is_up() && connection.sender.queued_bytes() > limits::SEND_QUEUE_BYTES_MAX {
+        if connection.is_up() && connection.sender.queued_bytes() > connection.queue_bytes_max() {
             connection.paused = true;
             return 0;
         }

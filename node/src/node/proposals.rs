@@ -42,6 +42,12 @@ impl Waiters {
         self.waiting.len()
     }
 
+    /// Whether the session waits for as many requests as it may. Looks at no more than those.
+    fn is_full_of(&self, session: SessionId) -> bool {
+        let all = Awaited::Request(session, RequestNumber(0))..=Awaited::Request(session, RequestNumber(u64::MAX));
+        self.waiting.range(all).nth(limits::SESSION_WINDOW as usize - 1).is_some()
+    }
+
     /// A retry of a request that is in the log already is answered instead of its first attempt.
     pub fn replace(&mut self, session: SessionId, number: RequestNumber, asker: Asker) {
         if let Some(waiting) = self.waiting.get_mut(&Awaited::Request(session, number)) {
@@ -96,7 +102,8 @@ impl Node {
     /// Puts a command into the log; `asker` is answered when it has been applied here, or this node stops leading.
     /// Tells whether it is in the log now.
     pub(super) fn propose_for(&mut self, asker: Asker, command: Command) -> bool {
-        if self.waiters.len() >= limits::NODE_PROPOSALS_MAX {
+        let full = matches!(&command, Command::Request { session, .. } if self.waiters.is_full_of(*session));
+        if full || self.waiters.len() >= limits::NODE_PROPOSALS_MAX {
             self.fail(asker, Status::Busy);
             return false;
         }
