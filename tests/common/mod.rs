@@ -235,10 +235,24 @@ impl Drop for Node {
     }
 }
 
-/// Sends a signal to a process that a test started.
+/// Sends a signal to a process that a test started. When SIGSTOP returns, none of its threads does anything more: the system call does not wait
+/// for that, and a busy machine lets them go on for milliseconds.
 pub fn send_signal(pid: u32, signal: i32) {
     // SAFETY: plain system call with numbers; the process is a child of ours that has not been collected.
     unsafe { libc::kill(pid as libc::pid_t, signal) };
+    if signal == libc::SIGSTOP {
+        wait_until(Duration::from_secs(10), "every thread has stopped", || threads_rest(pid));
+    }
+}
+
+/// Whether no thread of the process runs or is about to; one that waits in the kernel beyond the reach of signals (D) rests, too.
+fn threads_rest(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        // "id (name) state ...", and a name may hold anything. A thread that ended meanwhile has none.
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 't', 'D', 'Z', 'X']))
+    })
 }
 
 fn wait_child(child: &mut Child, within: Duration, what: &str) -> ExitStatus {
