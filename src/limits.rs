@@ -451,6 +451,12 @@ pub const KERNEL_NAMES_TTL: Duration = Duration::from_secs(1);
 pub const KERNEL_ATTRIBUTES_TTL: Duration = Duration::from_secs(5);
 /// A mount waits so long for the kernel to forget by way of its locks, then it uses means that take none.
 pub const RECALL_PATIENCE: Duration = Duration::from_millis(20);
+/// A reader that was answered is taken to be still on its way for so long, unless it does something else, and answers wait so long for others.
+pub const READER_PATIENCE: Duration = Duration::from_millis(5);
+/// A reply to a write of pages waits so long for readers: the kernel keeps those pages locked, which readers may wait for.
+pub const PAGED_WRITE_PATIENCE: Duration = Duration::from_millis(1);
+/// What the kernel was told is taken to have arrived after this long, even if whoever asked has done nothing since.
+pub const OVERTAKING_MAX: Duration = Duration::from_millis(20);
 /// A notice about an inode that the kernel was given and does not have is sent again after this long.
 pub const NOTICE_RETRY: Duration = Duration::from_millis(1);
 /// Notices to the kernel that have not returned, beyond which only those are sent that take no lock.

@@ -10,7 +10,7 @@ use sim::plan::Plan;
 use sim::recovery;
 use sim::run::{Report, Run, caught, run_client_seed, run_seed};
 use sim::scripts::{
-    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, as_many_copies_as_asked_for, copies_lie_apart,
+    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, a_register_is_shared, as_many_copies_as_asked_for, copies_lie_apart,
     every_node_is_replaced_while_a_client_sleeps, the_leader_is_cut_off_for_a_moment, upload_races_deletion,
 };
 use sim::workload::Stats;
@@ -125,6 +125,13 @@ fn a_client_that_slept_finds_nodes_that_replaced_all_it_knew() {
 fn a_growing_file_is_seen_whole_by_another_mount() {
     for seed in 0..6 {
         caught(|| a_growing_file_is_watched(Plan::draw(seed), None)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_register_that_two_mounts_share_is_linearizable() {
+    for seed in 0..number("DFS_SEEDS").unwrap_or(100) {
+        caught(|| a_register_is_shared(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 

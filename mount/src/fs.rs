@@ -110,7 +110,7 @@ impl Fs {
             Request::ReadDirectory { handle, .. } => self.translator.directory(*handle),
             _ => None,
         };
-        leased(&self.core, now, |lease| self.keeper.on_request(now, token, &request, directory, lease));
+        leased(&self.core, now, |lease| self.keeper.on_request(now, token, context.pid, &request, directory, lease));
         self.translator.on_request(token, context, request);
         self.drain(now);
     }

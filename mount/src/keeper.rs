@@ -11,7 +11,7 @@
 //!   epoch of its question, but a listing with attributes that of its answer, so an epoch does not reach a listing that is being taken.
 //! - A cached read asks for attributes first if theirs have ended, naming its handle (stat and fstat do not), and drops all pages if size or mtime
 //!   have changed before it goes on. Hence pages that are suspect do no harm while attributes have no lifetime, and the reply to such a
-//!   question shows another mtime.
+//!   question shows another mtime, as long as no reader's reply is overtaken by another one: [`Turns`] sees to that.
 //! - What is said about an inode that the kernel does not have is lost on it; so it is said again until the reply that brings it, or the
 //!   FORGET that tells of its end, has arrived.
 //! - An open without FOPEN_KEEP_CACHE drops the pages, some time after its reply.
@@ -26,9 +26,10 @@ use dfs::time::Time;
 use dfs::types::{Attributes, FileKind, InodeId, Name};
 
 use crate::fs::KernelNotice;
-use crate::pages::Pages;
+use crate::pages::{Doubt, Pages};
 use crate::recalls::{Names, Recalled, Recalls};
 use crate::requests::{Content, Handle, Keep, Listing, Reply, Request, WriteKind};
+use crate::turns::{self, Turned, Turns};
 
 /// Unit of the kernel's pages.
 const PAGE_BYTES: u64 = 4096;
@@ -69,8 +70,16 @@ pub enum Kept {
 #[derive(Clone, Debug)]
 enum Asked {
     Attributes,
-    Refresh,
-    Changed,
+    Refresh {
+        ino: InodeId,
+    },
+    Changed {
+        ino: InodeId,
+    },
+    /// Written without bytes: allocated, or copied from another file.
+    Resized {
+        ino: InodeId,
+    },
     /// An entry of that directory is looked up, made, removed; the kernel holds its lock. `dated`: the kernel would drop the attributes of
     /// the reply if they were overtaken, or they are of a new inode.
     Name {
@@ -101,6 +110,7 @@ enum Asked {
         offset: u64,
         /// Whether the kernel's pages hold it too.
         paged: bool,
+        mapped: bool,
     },
     List {
         ino: InodeId,
@@ -114,7 +124,8 @@ pub struct Keeper {
     relaxed: Duration,
     pages: Pages,
     recalls: Recalls,
-    asked: BTreeMap<u64, Asked>,
+    /// Requests under way, with the thread that makes each.
+    asked: BTreeMap<u64, (u32, Asked)>,
     /// Handles through which the kernel fills its pages.
     paged: BTreeSet<Handle>,
     /// When the last name ends that was given of each directory.
@@ -130,6 +141,9 @@ pub struct Keeper {
     postponed: BTreeMap<InodeId, Time>,
     /// When the kernel last asked for attributes to use suspect pages of that inode.
     refreshed: BTreeMap<InodeId, Time>,
+    turns: Turns,
+    /// The doubt to be settled before somebody may go on whose turn waits for a notice.
+    dropped_by: BTreeMap<InodeId, Doubt>,
     /// Makes each false time another one.
     falsified: u32,
     /// Suspect pages that nobody asks about.
@@ -157,6 +171,8 @@ impl Keeper {
             moving: BTreeMap::new(),
             postponed: BTreeMap::new(),
             refreshed: BTreeMap::new(),
+            turns: Turns::default(),
+            dropped_by: BTreeMap::new(),
             falsified: 0,
             sweeps: BTreeSet::new(),
             swept: BTreeMap::new(),
@@ -186,8 +202,13 @@ impl Keeper {
         self.overtaken = Some(BTreeMap::new());
     }
 
-    /// The kernel asks. `directory`: of the stream that it names.
-    pub fn on_request(&mut self, now: Time, token: u64, request: &Request, directory: Option<InodeId>, lease: &Lease) {
+    /// The kernel asks, for that thread. `directory`: of the stream that it names.
+    pub fn on_request(&mut self, now: Time, token: u64, thread: u32, request: &Request, directory: Option<InodeId>, lease: &Lease) {
+        // Whoever drops pages may have to write those first that a mapping has changed, and has not gone on then.
+        if !matches!(request, Request::Write { kind: WriteKind::Mapped, .. }) {
+            self.turns.on_thread(now, thread);
+            self.turn(now);
+        }
         let named = |parent: InodeId, name: &[u8], dated| Asked::Name { parents: [parent, parent], name: Name::new(name).ok(), dated };
         let asked = match request {
             Request::Lookup { parent, name } | Request::Make { parent, name, .. } => named(*parent, name, true),
@@ -201,9 +222,11 @@ impl Keeper {
                 if self.pages.is_suspect(*ino) || (lease.content)(*ino).is_none() {
                     self.refreshed.insert(*ino, now);
                 }
-                Asked::Refresh
+                self.turns.on_asked(*ino, token);
+                Asked::Refresh { ino: *ino }
             }
-            Request::SetAttributes { .. } => Asked::Changed,
+            Request::SetAttributes { ino, .. } => Asked::Changed { ino: *ino },
+            Request::Allocate { ino, .. } | Request::Copy { to: (ino, _), .. } => Asked::Resized { ino: *ino },
             Request::Open { ino, mode } => Asked::Open { ino: *ino, direct: mode.direct, truncate: mode.truncate },
             Request::OpenDirectory { ino } => Asked::OpenDirectory { ino: *ino },
             Request::Create { parent, name, mode, .. } => {
@@ -217,8 +240,9 @@ impl Keeper {
             }
             Request::Write { ino, handle, offset, kind, .. } => {
                 self.pages.begin(now, *ino, token, (lease.content)(*ino));
-                let paged = *kind == WriteKind::Mapped || self.paged.contains(handle);
-                Asked::Write { ino: *ino, offset: *offset, paged }
+                let mapped = *kind == WriteKind::Mapped;
+                let paged = mapped || self.paged.contains(handle);
+                Asked::Write { ino: *ino, offset: *offset, paged, mapped }
             }
             Request::ReadDirectory { handle, .. } => {
                 let Some(ino) = directory else { return };
@@ -236,12 +260,12 @@ impl Keeper {
         };
         locks(&asked).for_each(|directory| *self.locked.entry(directory).or_default() += 1);
         moves(&asked).for_each(|ino| *self.moving.entry(ino).or_default() += 1);
-        self.asked.insert(token, asked);
+        self.asked.insert(token, (thread, asked));
     }
 
     /// A write has been done there, before its reply.
     pub fn on_written(&mut self, now: Time, token: u64, offset: u64, attributes: &Attributes, lease: &Lease) {
-        let Some(&Asked::Write { ino, offset: believed, paged }) = self.asked.get(&token) else { return };
+        let Some(&(_, Asked::Write { ino, offset: believed, paged, .. })) = self.asked.get(&token) else { return };
         self.pages.learn(now, ino, attributes.data_version, (lease.content)(ino));
         if paged && offset != believed {
             // The kernel believes its bytes elsewhere.
@@ -256,19 +280,89 @@ impl Keeper {
     }
 
     /// A reply is ready. `known`: how often the kernel has been given an inode.
-    pub fn on_reply(&mut self, now: Time, token: u64, mut reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
-        let asked = self.asked.remove(&token);
+    pub fn on_reply(&mut self, now: Time, token: u64, reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
+        match (self.asked.get(&token), &reply) {
+            (Some(&(thread, Asked::Refresh { ino })), Reply::Attributes(attributes)) if attributes.kind == FileKind::File => {
+                self.attributes(now, attributes, lease);
+                if self.is_contested(ino, lease) {
+                    self.turns.answer(now, turns::Answer { token, thread, attributes: *attributes });
+                    return self.turn(now);
+                }
+            }
+            (Some((_, asked)), _) => {
+                if let Some((ino, patience)) = overtakes(asked, &reply)
+                    && self.turns.is_busy(ino)
+                    && self.is_contested(ino, lease)
+                {
+                    self.turns.wait(now, ino, now + patience, turns::Late::Reply { token, reply });
+                    return self.turn(now);
+                }
+            }
+            _ => {}
+        }
+        self.reply(now, token, reply, known, lease);
+        self.turn(now);
+    }
+
+    /// Whether readers of the file must ask before they use its pages, and have them dropped.
+    fn is_contested(&self, ino: InodeId, lease: &Lease) -> bool {
+        self.pages.is_suspect(ino) || (self.relaxed.is_zero() && (lease.content)(ino).is_none())
+    }
+
+    /// Does what [`Turns`] wants done.
+    fn turn(&mut self, now: Time) {
+        while let Some(turned) = self.turns.poll() {
+            match turned {
+                Turned::Answer(turns::Answer { token, mut attributes, .. }) => {
+                    self.asked.remove(&token);
+                    self.falsify(&mut attributes);
+                    self.outputs.push_back(Kept::Reply { token, reply: Reply::Attributes(attributes), keep: Keep::default() });
+                }
+                Turned::Drop(ino) => {
+                    self.pages.doubt(ino);
+                    self.dropped_by.insert(ino, self.pages.newest_doubt());
+                    self.drop_pages(now, ino);
+                }
+                // Whatever right it had when it was ready, it has none now.
+                Turned::Late(turns::Late::Reply { token, reply }) => {
+                    let nothing = Lease { content: &|_| None, attributes: &|_, _| None, listing: &|_| None, name: &|_, _, _| None };
+                    self.reply(now, token, reply, |_| u64::MAX, &nothing);
+                }
+                Turned::Late(turns::Late::Recall { id, what, known }) => self.recall(now, id, what, known),
+            }
+            self.pump(now);
+        }
+    }
+
+    /// Something about the inode goes to the kernel that overtakes readers who have asked, as a reply to that thread.
+    fn overtake(&mut self, now: Time, ino: InodeId, thread: u32, paged: bool, lease: &Lease) {
+        if paged && self.turns.has_leader(ino) {
+            // It may have been overtaken now before it has dropped the pages.
+            self.pages.doubt(ino);
+            self.recalls.drop_pages(ino, self.pages.newest_doubt());
+            self.pump(now);
+        }
+        let contested = self.is_contested(ino, lease);
+        self.turns.overtake(now, ino, contested.then_some(thread));
+    }
+
+    fn reply(&mut self, now: Time, token: u64, mut reply: Reply, known: impl Fn(InodeId) -> u64, lease: &Lease) {
+        let (thread, asked) = self.asked.remove(&token).unzip();
         asked.iter().flat_map(locks).for_each(|directory| _ = lower(&mut self.locked, directory));
+        if let Some((ino, patience)) = asked.as_ref().and_then(|asked| overtakes(asked, &reply)) {
+            self.overtake(now, ino, thread.unwrap_or_default(), patience == limits::PAGED_WRITE_PATIENCE, lease);
+        }
         let mut keep = Keep::default();
         match (asked.as_ref(), &mut reply) {
             (Some(Asked::Attributes), Reply::Attributes(attributes)) => keep.attributes = self.attributes(now, attributes, lease),
-            (Some(Asked::Refresh), Reply::Attributes(attributes)) => {
-                keep.attributes = self.attributes(now, attributes, lease);
-                if self.pages.is_suspect(attributes.ino) {
-                    self.falsify(attributes);
+            (Some(&Asked::Refresh { ino }), reply) => {
+                self.turns.on_answered(now, ino, token);
+                if let Reply::Attributes(attributes) = reply {
+                    keep.attributes = self.attributes(now, attributes, lease);
+                    self.turns.overtake(now, ino, None);
                 }
             }
-            (Some(Asked::Changed), Reply::Attributes(attributes)) => _ = self.attributes(now, attributes, lease),
+            (Some(Asked::Changed { .. }), Reply::Attributes(attributes)) => _ = self.attributes(now, attributes, lease),
             (Some(Asked::Name { parents: [parent, _], name, dated }), Reply::Entry(attributes)) => {
                 let lifetime = self.attributes(now, attributes, lease);
                 keep.entry = self.name(now, *parent, name.as_ref(), Some(attributes.ino), lease);
@@ -312,6 +406,8 @@ impl Keeper {
                 }
                 if listing.plus {
                     keep.lines = self.lines(now, ino, listing, lease);
+                    let (thread, entries) = (thread.unwrap_or_default(), &listing.entries[listing.start..]);
+                    entries.iter().for_each(|entry| self.overtake(now, entry.attributes.ino, thread, false, lease));
                 }
             }
             (Some(&(Asked::Read { ino, .. } | Asked::Write { ino, .. } | Asked::List { ino, .. })), _) => {
@@ -333,13 +429,24 @@ impl Keeper {
 
     /// The core wants something forgotten.
     pub fn on_invalidate(&mut self, now: Time, id: u64, what: Invalidation, known: impl Fn(InodeId) -> u64) {
+        let (Invalidation::Inode { ino } | Invalidation::Name { directory: ino, .. } | Invalidation::Names { directory: ino }) = what;
+        self.pages.lose(ino);
+        let known = known(ino) > 0 || ino == dfs::types::ROOT;
+        if matches!(what, Invalidation::Inode { .. }) && self.turns.is_busy(ino) {
+            self.turns.wait(now, ino, now + limits::READER_PATIENCE, turns::Late::Recall { id, what, known });
+        } else {
+            self.recall(now, id, what, known);
+        }
+        self.turn(now);
+    }
+
+    fn recall(&mut self, now: Time, id: u64, what: Invalidation, known: bool) {
         let (ino, name) = match what {
             Invalidation::Inode { ino } => (ino, None),
             Invalidation::Name { directory, name } => (directory, Some(Some(name))),
             Invalidation::Names { directory } => (directory, Some(None)),
         };
-        self.pages.lose(ino);
-        let inodes = if known(ino) > 0 || ino == dfs::types::ROOT { vec![ino] } else { Vec::new() };
+        let inodes = if known { vec![ino] } else { Vec::new() };
         let mut names = Names::default();
         if name.is_some() {
             names.until = self.names_until.get(&ino).copied();
@@ -359,6 +466,7 @@ impl Keeper {
     pub fn on_notified(&mut self, now: Time, id: u64) {
         self.recalls.on_notified(id, self.pages.newest_doubt());
         self.pump(now);
+        self.turn(now);
     }
 
     /// The kernel does not have the inode of that notice.
@@ -377,6 +485,7 @@ impl Keeper {
     /// The session is over, and all rights with it.
     pub fn on_session_lost(&mut self, now: Time) {
         self.recalls.forget_jobs();
+        self.turns.forget_recalls();
         self.pages.lose_all();
         self.pages.suspects().into_iter().for_each(|ino| self.sweep(now, ino));
     }
@@ -400,7 +509,9 @@ impl Keeper {
         }
         let overdue: Vec<InodeId> = self.postponed.iter().filter(|(_, until)| **until <= now).map(|(&ino, _)| ino).collect();
         overdue.into_iter().for_each(|ino| self.send_postponed(ino));
+        self.turns.on_deadline(now);
         self.pump(now);
+        self.turn(now);
     }
 
     /// When something is due.
@@ -408,7 +519,7 @@ impl Keeper {
         let sweep = self.sweeps.first().map_or(Time::NEVER, |&(at, _)| at);
         // As many as there are inodes with requests under way: few.
         let postponed = self.postponed.values().copied().min().unwrap_or(Time::NEVER);
-        self.recalls.next_deadline().min(sweep).min(postponed)
+        self.recalls.next_deadline().min(sweep).min(postponed).min(self.turns.next_deadline())
     }
 
     /// What is to be done, in order.
@@ -429,6 +540,7 @@ impl Keeper {
     /// Panics if the state contradicts itself.
     pub fn check_invariants(&self) {
         self.recalls.check_invariants();
+        self.turns.check_invariants();
         assert!(self.postponed.keys().all(|ino| self.moving.contains_key(ino)), "what is postponed waits for something");
         assert_eq!(self.sweeps.len(), self.swept.len(), "each sweep is planned once");
     }
@@ -561,16 +673,39 @@ impl Keeper {
     fn pump(&mut self, now: Time) {
         while let Some(recalled) = self.recalls.poll() {
             match recalled {
-                Recalled::Notify { id, notice } => self.outputs.push_back(Kept::Notify { id, notice }),
+                Recalled::Notify { id, notice } => {
+                    if let KernelNotice::Inode { ino } | KernelNotice::Attributes { ino } = notice {
+                        self.turns.overtake(now, ino, None);
+                    }
+                    self.outputs.push_back(Kept::Notify { id, notice });
+                }
                 Recalled::Obeyed { id } => self.outputs.push_back(Kept::Obeyed { id }),
                 Recalled::Settled { ino, doubt } => {
                     self.pages.settle(ino, doubt);
+                    if self.dropped_by.get(&ino).is_some_and(|&raised| raised <= doubt) {
+                        self.dropped_by.remove(&ino);
+                        self.turns.on_dropped(now, ino);
+                    }
                     if self.pages.is_suspect(ino) {
                         self.sweep(now, ino);
                     }
                 }
             }
         }
+    }
+}
+
+/// The file whose readers the kernel takes to be overtaken by that reply, and how long it may wait for them.
+fn overtakes(asked: &Asked, reply: &Reply) -> Option<(InodeId, Duration)> {
+    match (asked, reply) {
+        (Asked::Write { mapped: true, .. }, _) => None,
+        (&Asked::Write { ino, paged: true, .. }, _) => Some((ino, limits::PAGED_WRITE_PATIENCE)),
+        (&(Asked::Write { ino, .. } | Asked::Changed { ino } | Asked::Resized { ino }), _) => Some((ino, limits::OVERTAKING_MAX)),
+        (
+            Asked::Attributes | Asked::Name { .. } | Asked::Create { .. },
+            Reply::Attributes(told) | Reply::Entry(told) | Reply::Created(_, told),
+        ) if told.kind == FileKind::File => Some((told.ino, limits::OVERTAKING_MAX)),
+        _ => None,
     }
 }
 

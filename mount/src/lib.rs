@@ -22,4 +22,5 @@ pub mod run;
 pub mod server;
 pub mod signals;
 pub mod translate;
+pub mod turns;
 pub mod waiters;

@@ -62,6 +62,7 @@ pub struct Run {
     workload: Option<Workload>,
     /// Whether actors begin new work.
     working: bool,
+    sent: u64,
     answers: Vec<(u64, Result<Reply, Status>)>,
     started: BTreeMap<(Pid, u64), u64>,
     ready: BTreeSet<Pid>,
@@ -99,6 +100,7 @@ impl Run {
             workload: None,
             working: false,
             answers: Vec::new(),
+            sent: 0,
             started: Default::default(),
             ready: Default::default(),
             slept: BTreeMap::new(),
@@ -180,7 +182,8 @@ impl Run {
 
     /// Begins a call.
     pub fn send(&mut self, client: Pid, call: Call) -> u64 {
-        let token = OWN_TOKEN + self.world.now + self.started.len() as u64 + self.answers.len() as u64;
+        self.sent += 1;
+        let token = OWN_TOKEN + self.sent;
         self.started.insert((client, token), self.world.now);
         self.world.submit(client, token, call);
         token

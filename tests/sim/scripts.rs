@@ -8,6 +8,7 @@ use dfs::types::{ByteRange, InodeId, ROOT};
 use dfs::wire::namespace::{NewKind, Op, Query, Replied, WriteAt};
 
 use super::checks::{is_whole, unrest};
+use super::linear::{self, Finding, Operation, Register, RegisterCall};
 use super::network::{Pid, Speed};
 use super::plan::{Fault, LEADER, Plan};
 use super::run::Run;
@@ -142,6 +143,59 @@ pub fn a_growing_file_is_watched(plan: Plan, sabotage: Option<Sabotage>) {
         let seen = read(&mut run, watcher, ino);
         assert!(seen == expected, "round {round}: a read saw {} bytes, {} had been written", seen.len(), expected.len());
     }
+}
+
+/// Three programs on each of two mounts read and write one register without a pause, mostly through descriptors that stay open. What each saw
+/// must fit into one order.
+pub fn a_register_is_shared(plan: Plan) {
+    const ACTORS: u64 = 6;
+    const OPERATIONS: usize = 900;
+    let speed = Speed { latency_ns: 50_000, jitter_ns: 300_000, ns_per_byte: 1 };
+    let mut run = Run::new(Plan { clients: 2, mounts: true, speed, ..plan.calm() }, None);
+    run.form();
+    let mounts = [run.start_client(0), run.start_client(1)];
+    let ino = file(&mut run, mounts[0], "register");
+    let record = |value: u64| Bytes::copy_from_slice(&value.to_le_bytes());
+    run.call(mounts[0], write(ino, &record(0))).expect("a write");
+    let look = || Call::Read { ino, range: ByteRange { offset: 0, length: 8 } };
+    for mount in mounts {
+        // Nobody contends yet, so these descriptors use the page cache.
+        run.run_for(3 * SECOND);
+        run.world.keep_open(mount);
+        let looks: Vec<u64> = (0..ACTORS / 2).map(|_| run.send(mount, look())).collect();
+        looks.into_iter().for_each(|token| _ = run.wait(token).expect("a read"));
+    }
+    let (mut seen, mut value) = (Vec::new(), 0);
+    // What each does, since when, and its token; or when it goes on.
+    let mut doing: Vec<Option<(RegisterCall, u64, u64)>> = vec![None; ACTORS as usize];
+    let mut idle_until = vec![run.world.now; ACTORS as usize];
+    while seen.len() < OPERATIONS || doing.iter().any(Option::is_some) {
+        for actor in 0..ACTORS as usize {
+            let mount = mounts[actor % 2];
+            if let Some((call, called, token)) = doing[actor].take_if(|(_, _, token)| run.is_answered(*token)) {
+                let answer = match run.wait(token) {
+                    Ok(Reply::Bytes(bytes)) => u64::from_le_bytes(bytes[..].try_into().unwrap_or_else(|_| panic!("a read saw {bytes:?}"))),
+                    Ok(_) => 0,
+                    Err(status) => panic!("{call:?} answered {status}"),
+                };
+                seen.push(Operation { call, called, answer: Some((run.world.now, answer)) });
+                idle_until[actor] = run.world.now + run.world.random.below(3 * MILLISECOND);
+            }
+            if doing[actor].is_none() && idle_until[actor] <= run.world.now && seen.len() < OPERATIONS {
+                let call = if run.world.random.chance(1, 4) {
+                    value += 1;
+                    (RegisterCall::Write(value), write(ino, &record(value)))
+                } else {
+                    (RegisterCall::Read, look())
+                };
+                let now = run.world.now;
+                doing[actor] = Some((call.0, now, run.send(mount, call.1)));
+            }
+        }
+        run.run_for(20_000);
+    }
+    let finding = linear::check(&Register, 0, &seen);
+    assert_eq!(finding, Finding::Linearizable, "not linearizable:\n{}", linear::told(&Register, 0, &seen));
 }
 
 /// One mount makes and removes a name; the kernel of another, which is far away and looks up other names of the directory all the time, must

@@ -14,7 +14,7 @@ use dfs::wire::{codec, handshake};
 use dfs_node::node::{Node, NodeConfig};
 
 use super::network::{Arrival, ConnectionId, EndState, Host, Network, Pid, Speed};
-use super::process::{Clock, Process, Wish};
+use super::process::{Clock, Machine, Process, Wish};
 
 pub const MILLISECOND: u64 = 1_000_000;
 pub const SECOND: u64 = 1_000_000_000;
@@ -199,6 +199,13 @@ impl World {
         let config = Config { caches: true, behind: self.behind, sabotage: self.sabotage, ..Config::new(nodes, session) };
         let process = Process::mount(pid, host, clock, self.now, config, seed);
         self.start(process)
+    }
+
+    /// Programs on that mount keep what they open from now on.
+    pub fn keep_open(&mut self, mount: Pid) {
+        if let Some(Machine::Mount(mount)) = self.processes.get_mut(&mount).map(|process| &mut process.machine) {
+            mount.keep_open();
+        }
     }
 
     fn take_pid(&mut self) -> Pid {

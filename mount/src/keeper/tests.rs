@@ -71,7 +71,7 @@ impl Script {
     fn ask(&mut self, request: &Request) -> u64 {
         self.token += 1;
         let token = self.token;
-        self.with(|keeper, now, lease| keeper.on_request(now, token, request, Some(INO), lease));
+        self.with(|keeper, now, lease| keeper.on_request(now, token, 1, request, Some(INO), lease));
         token
     }
 

@@ -76,6 +76,11 @@ impl Mount {
         Mount { fs, kernel, tasks: BTreeMap::new(), next_task: 1, done: Vec::new(), stopped: false, random: Random::new(seed ^ 0x6b65) }
     }
 
+    /// From now on programs keep what they open.
+    pub fn keep_open(&mut self) {
+        self.kernel.0.borrow_mut().keeps_open = true;
+    }
+
     /// A system call, or a call of the mount process itself where there is none for it.
     pub fn submit(&mut self, now: Time, token: u64, call: Call) {
         self.kernel.0.borrow_mut().now = now;
@@ -156,6 +161,7 @@ impl Mount {
         let ids: Vec<u64> = self.tasks.keys().copied().collect();
         for id in ids {
             let Some(task) = self.tasks.get_mut(&id) else { continue };
+            self.kernel.0.borrow_mut().thread = id as u32;
             let Poll::Ready(outcome) = task.as_mut().poll(&mut poller) else { continue };
             self.tasks.remove(&id);
             self.kernel.0.borrow_mut().changes += 1;
@@ -176,21 +182,29 @@ impl Mount {
             let request = self.kernel.0.borrow_mut().requests.pop_front();
             let Some((token, context, request)) = request else { break };
             moved = true;
+            if std::env::var("KLOG").is_ok() {
+                eprintln!("K {now:?} {:p} req {token} {context:?} {request:?}", &self.kernel.0);
+            }
             self.fs.on_request(now, token, context, request);
         }
         let forgets = std::mem::take(&mut self.kernel.0.borrow_mut().forgets);
         forgets.into_iter().for_each(|(ino, count)| self.fs.on_forget(ino, count));
         while let Some(output) = self.fs.poll_output() {
             moved = true;
+            if std::env::var("KLOG").is_ok() {
+                eprintln!("K {now:?} {:p} out {output:?}", &self.kernel.0);
+            }
             match output {
                 FsOutput::Reply { token, reply, keep } => {
                     if let dfs_mount::requests::Reply::Listing(listing) = &reply {
                         self.fs.on_listing_taken(listing, listing.lines().count());
                     }
                     let mut state = self.kernel.0.borrow_mut();
+                    // The requester is woken, but others may run before it. Not so a writer: Linux puts the bytes into its pages before it asks,
+                    // which others on the machine see too early (a limit that README.md names), the model when it is answered.
+                    let delayed = self.random.chance(1, 3) && !matches!(reply, dfs_mount::requests::Reply::Written(_));
                     state.replies.insert(token, ((reply, keep), now));
-                    // The requester is woken, but others may run before it.
-                    if self.random.chance(1, 3) {
+                    if delayed {
                         let most = if self.random.chance(1, 20) { 30_000_000 } else { 200_000 };
                         state.scheduled.insert(token, now + Duration::from_nanos(self.random.below(most)));
                     }

@@ -72,11 +72,15 @@ pub struct Open {
 #[derive(Debug, Default)]
 pub struct State {
     pub now: Time,
+    /// The task that runs; each stands for a thread.
+    pub thread: u32,
     pub dentries: BTreeMap<(InodeId, Vec<u8>), Dentry>,
     pub inodes: BTreeMap<InodeId, Inode>,
     pub epoch: u64,
     pub attribute_version: u64,
     pub open: Vec<Open>,
+    /// Programs never close a descriptor that they have, and open none beside it.
+    pub keeps_open: bool,
     locks: BTreeMap<Lockable, Lock>,
     next: u64,
     /// Requests that the daemon has not read yet.
@@ -134,6 +138,11 @@ impl State {
         self.changes += 1;
     }
 
+    /// Whether somebody holds that lock.
+    pub fn is_locked(&self, what: Lockable) -> bool {
+        self.locks.get(&what).is_some_and(|lock| !lock.holders.is_empty())
+    }
+
     /// Pages that somebody has locked or waits for.
     pub fn locked_pages(&self, ino: InodeId) -> Vec<u64> {
         let of = |what: &Lockable| if let Lockable::Page(inode, page) = what { (*inode == ino).then_some(*page) } else { None };
@@ -147,7 +156,7 @@ impl State {
         let unknown = subjects(&request).into_iter().flatten().find(|ino| !self.inodes.contains_key(ino));
         assert_eq!(unknown, None, "the kernel does not have what it asks about: {request:?}");
         let number = self.number();
-        self.requests.push_back((number, context, request));
+        self.requests.push_back((number, Context { pid: self.thread, ..context }, request));
         self.changes += 1;
         number
     }
