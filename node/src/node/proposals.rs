@@ -169,7 +169,8 @@ impl Node {
             }
             hold_created(leading, &entry.command, &result);
         }
-        if let Command::Lost { .. } = entry.command {
+        if let Command::Lost { node, items } = &entry.command {
+            self.on_lost_applied(*node, items);
             self.on_copies_lost();
         }
         if let Command::Request { session, op, .. } = &entry.command {

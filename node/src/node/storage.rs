@@ -123,6 +123,14 @@ impl Node {
         }
     }
 
+    /// The namespace knows of lost copies.
+    pub(super) fn on_lost_applied(&mut self, node: NodeId, items: &[(ChunkHash, Instance)]) {
+        if node == self.id {
+            self.chunks.acknowledge_lost(items);
+            self.storage.lost_done();
+        }
+    }
+
     /// A leader says that these uploads are not wanted any more.
     pub(super) fn forget_uploads(&mut self, items: &[(ChunkHash, Instance)]) {
         let check = self.instance_check();
@@ -171,8 +179,9 @@ impl Node {
             return;
         }
         if leader == self.id {
-            match self.propose(Command::Lost { node: self.id, items: items.clone() }) {
-                Ok(()) => self.chunks.acknowledge_lost(&items),
+            // Until it is applied it may be lost with the leadership; a new leader is told again.
+            match self.propose(Command::Lost { node: self.id, items }) {
+                Ok(()) => self.storage.losing = true,
                 Err(_) => self.storage.lost_failed(self.now),
             }
             return;
