@@ -219,8 +219,13 @@ impl Turns {
             self.deadlines.pop_first();
             let file = self.files.get_mut(&ino).expect("what is due is there");
             file.due = None;
-            file.passing.retain(|_, (_, until)| now < *until);
-            file.overtaking.retain(|_, until| now < *until);
+            let over = |until: &Time| *until <= now;
+            let passed = file.passing.iter().filter(|(_, (_, until))| over(until)).map(|(&thread, _)| thread);
+            let taken = file.overtaking.iter().filter(|(_, until)| over(until)).map(|(&thread, _)| thread);
+            let threads: BTreeSet<u32> = passed.chain(taken).collect();
+            file.passing.retain(|_, (_, until)| !over(until));
+            file.overtaking.retain(|_, until| !over(until));
+            threads.into_iter().for_each(|thread| self.forget(ino, thread));
             self.advance(now, ino);
         }
     }
@@ -242,7 +247,21 @@ impl Turns {
             assert!(bounded, "whoever waits for {ino} goes some time");
             assert!(file.due.is_none_or(|due| self.deadlines.contains(&(due, *ino))), "what is due of {ino} is planned");
         }
+        for (thread, ino) in &self.threads {
+            assert!(
+                self.files.get(ino).is_some_and(|file| file.knows(*thread)),
+                "{thread} is remembered at {ino} only while it may be there"
+            );
+        }
         assert_eq!(self.deadlines.len(), self.files.values().filter(|file| file.due.is_some()).count(), "each file is planned once");
+    }
+
+    /// The thread is not waited for any longer at that file.
+    fn forget(&mut self, ino: InodeId, thread: u32) {
+        let file = self.files.get(&ino).expect("looked up before");
+        if !file.knows(thread) && self.threads.get(&thread) == Some(&ino) {
+            self.threads.remove(&thread);
+        }
     }
 
     fn drop_pages(&mut self, ino: InodeId, youngest: u64) {
@@ -276,6 +295,7 @@ impl Turns {
         let Some(file) = self.files.get_mut(&ino) else { return };
         if let Some(leader) = file.leader.take_if(|leader| leader.until <= now) {
             self.drop_pages(ino, leader.youngest);
+            self.forget(ino, leader.thread);
         }
         let file = self.files.get_mut(&ino).expect("looked up just now");
         let waited = file.held.values().any(|held| held.since + limits::READER_PATIENCE <= now);
@@ -334,6 +354,11 @@ impl File {
             || self.leader.is_some()
             || self.dropping.is_some()
             || self.passing.values().any(|&(token, _)| token <= youngest)
+    }
+
+    fn knows(&self, thread: u32) -> bool {
+        let leads = self.leader.as_ref().is_some_and(|leader| leader.thread == thread);
+        leads || self.passing.contains_key(&thread) || self.overtaking.contains_key(&thread)
     }
 
     fn is_idle(&self) -> bool {
@@ -423,8 +448,8 @@ mod tests {
         assert_eq!(script.answer(2, 6).done(), ["3v7"]);
         assert!(script.goes_on(2).done().is_empty(), "that is another one");
         assert_eq!(script.goes_on(3).done(), ["1v7", "2v7"]);
-        script.goes_on(1).goes_on(2);
-        assert!(script.turns.files.is_empty() && script.turns.next_deadline() == Time::NEVER);
+        script.goes_on(1).wait();
+        assert!(script.turns.files.is_empty() && script.turns.threads.is_empty() && script.turns.next_deadline() == Time::NEVER);
     }
 
     #[test]

@@ -537,6 +537,11 @@ impl Mount {
 
     /// Unmounts with `umount` and waits for the end of the process.
     pub fn unmount(mut self) -> ExitStatus {
+        self.end()
+    }
+
+    /// The same, and its directory and log stay.
+    pub fn end(&mut self) -> ExitStatus {
         let status = Command::new("umount").arg(&self.directory).status().expect("umount runs");
         assert!(status.success(), "umount {}", self.directory.display());
         self.wait(Duration::from_secs(10))

@@ -145,7 +145,7 @@ impl Cluster {
     }
 
     /// Copies all logs to a directory, for whoever looks into a failure.
-    pub fn keep_logs(&self, directory: &Path) {
+    fn keep_logs(&self, directory: &Path) {
         let _ = std::fs::create_dir_all(directory);
         for (index, machine) in self.machines.iter().enumerate() {
             for life in 0..machine.lives {
@@ -160,9 +160,8 @@ impl Cluster {
 
     /// Unmounts, stops the cluster by the command for it, and waits for the end of every process.
     pub fn end(mut self) {
-        for mount in self.mounts.drain(..) {
-            let directory = mount.path().to_path_buf();
-            assert!(mount.unmount().success(), "dfs-mount of {} ends well", directory.display());
+        for mount in &mut self.mounts {
+            assert!(mount.end().success(), "dfs-mount of {} ends well", mount.path().display());
         }
         self.dfs(&["shutdown"]).ok();
         for (index, machine) in self.machines.iter_mut().enumerate() {
@@ -188,4 +187,12 @@ fn is_whole(status: &Value) -> bool {
         && status["degraded"].is_null()
         && repair["known"] == true
         && ["weak_chunks", "misplaced_chunks", "lost_chunks"].iter().all(|what| repair[what] == 0)
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(directory) = std::env::var_os("DFS_SOAK_LOGS").filter(|_| std::thread::panicking()) {
+            self.keep_logs(Path::new(&directory));
+        }
+    }
 }

@@ -97,7 +97,7 @@ fn soak(cluster: &mut Cluster, length: Duration, random: &mut Random) {
     run.end();
     if !end_of(&run, &load, &programs) {
         // Only without their mount will they end: what hangs is said, and the cluster goes with this panic.
-        give_up(&run, cluster);
+        give_up(&run);
     }
     programs.judge(&run, &mounts[1]);
     load.judge(&run, &mounts[0]);
@@ -113,7 +113,7 @@ fn soak(cluster: &mut Cluster, length: Duration, random: &mut Random) {
     calls::report(&run.samples(), &faults.windows).into_iter().for_each(|broken| run.fail(broken));
     run.counted().iter().for_each(|(what, count)| println!("{count:>9} {what}"));
     if !run.failures().is_empty() {
-        give_up(&run, cluster);
+        give_up(&run);
     }
 }
 
@@ -142,10 +142,7 @@ fn end_of(run: &Run, load: &Load, programs: &Programs) -> bool {
     true
 }
 
-fn give_up(run: &Run, cluster: &Cluster) -> ! {
-    if let Some(directory) = std::env::var_os("DFS_SOAK_LOGS") {
-        cluster.keep_logs(Path::new(&directory));
-    }
+fn give_up(run: &Run) -> ! {
     let failures = run.failures();
     panic!("{} failures:\n{}", failures.len(), failures.join("\n"));
 }
