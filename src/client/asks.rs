@@ -201,9 +201,9 @@ impl Core {
         })
     }
 
-    /// Whether `WRITE` of the inode is on its way back.
+    /// Whether `WRITE` of the inode is on its way back; [`Core::on_yielded`] follows.
     pub(super) fn is_yielding(&self, wanted: InodeId) -> bool {
-        self.asks.values().any(|ask| matches!(ask.kind, Kind::Op(Op::Yield { ino }) if ino == wanted))
+        self.asks.values().any(|ask| matches!(ask.owner, Owner::Yielded(ino) if ino == wanted))
     }
 
     pub(super) fn on_ask_failure(&mut self, now: Time, id: u64, failure: Failure) {

@@ -423,7 +423,6 @@ impl Core {
         self.flushing.leaving.remove(&ino);
         if !given_back && !self.behind.is_dirty(ino) {
             // It may be gone all the same: nothing more is accepted under it.
-            self.writes_uncertain = true;
             self.lose_write(now, ino);
         }
         self.on_surrendered(now, ino, given_back);
