@@ -398,6 +398,9 @@ pub const SESSION_WRITERS_MAX: usize = 1 << 14;
 pub const GATE_OPS_MAX: usize = 1 << 15;
 /// A recall that is not obeyed is said again this often.
 pub const RECALL_RESEND: Duration = Duration::from_millis(300);
+/// A session that says that it is committing what was recalled is waited for so long after it last did commit some of it. Who waits ends
+/// long before; this bounds how long a session that only says so keeps a file from all others.
+pub const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
 /// A session that was told to forget so many names of a directory without asking for any loses the right to the others.
 pub const NAME_NOTICES_MAX: u32 = 8;
 /// Rights on an inode that were recalled so often within the window are not given again for a while.
@@ -461,6 +464,8 @@ pub const SUSPECT_PAGES_MAX_AGE: Duration = Duration::from_millis(50);
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(VOTERS % 2 == 1 && VOTERS_MAX == VOTERS + 2);
+// An upload may fail at its deadline, and be tried again.
+const _: () = assert!(FLUSH_PATIENCE.as_millis() > 2 * OP_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);

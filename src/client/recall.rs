@@ -206,6 +206,17 @@ impl Core {
         self.output(Output::Invalidate { id, what });
     }
 
+    /// Recalls of this term that wait only for bytes to be committed: their leader has to know, or it would take this session for one that does
+    /// not obey. Nobody is told while the caches above have not handed over what they have: they may be stuck.
+    pub(super) fn flushing_recalls(&self) -> Vec<u64> {
+        let flushes = |id: &u64| {
+            let waiting = self.recalls.waiting.get(id)?;
+            Some(waiting.surrendering && waiting.writers.iter().any(|ino| self.behind.is_dirty(*ino)))
+        };
+        let of_term = self.recalls.known.range((self.session.term, 0)..=(self.session.term, u64::MAX));
+        of_term.filter(|(_, id)| flushes(id) == Some(true)).map(|((_, number), _)| *number).collect()
+    }
+
     pub(super) fn on_obeyed(&mut self, now: Time, invalidation: u64) {
         let Some(Some(id)) = self.recalls.invalidations.remove(&invalidation) else { return };
         if let Some(waiting) = self.recalls.waiting.get_mut(&id) {

@@ -341,6 +341,31 @@ fn a_creation_without_an_answer_makes_recalls_no_dearer() {
     assert!(!world.written.contains(&unheard));
 }
 
+/// Recalls that the last renewal named.
+fn flushing(world: &World) -> Vec<u64> {
+    let told = |(_, request): &(usize, Request)| if let Request::Renew { flushing, .. } = request { Some(flushing.clone()) } else { None };
+    world.log.iter().rev().find_map(told).expect("it renews")
+}
+
+#[test]
+fn the_leader_is_told_which_recalls_wait_for_a_commit() {
+    let (mut world, ino) = World::behind();
+    let renewal = limits::SESSION_RENEW_INTERVAL + Duration::from_millis(100);
+    world.put(ino, 0, &noise(100_000, 1));
+    world.nodes.iter_mut().for_each(|node| node.full = true);
+    world.recall_inode(7, ino);
+    world.run_for(renewal);
+    assert_eq!(flushing(&world), [0; 0], "the caches above may be stuck, which is no commit");
+    world.obey();
+    world.run_for(renewal);
+    assert_eq!(flushing(&world), [7]);
+    world.nodes.iter_mut().for_each(|node| node.full = false);
+    world.run_until(|world| world.count(is_recalled) == 1);
+    world.run_for(renewal);
+    assert_eq!(flushing(&world), [0; 0]);
+    assert!(!world.is_dirty());
+}
+
 #[test]
 fn a_recall_that_meets_a_right_on_its_way_back_is_answered_once_it_is_back() {
     for others_are_made in [false, true] {
