@@ -434,6 +434,11 @@ pub const BEHIND_SLOTS: usize = 4;
 pub const BEHIND_FLUSHES_MAX: usize = 64;
 /// Runs up to this size share a chunk.
 pub const BEHIND_PACK_BYTES_MAX: usize = 64 << 10;
+/// Where no two nodes have room for a chunk, what was accepted is committed in chunks of this part of it, and so on, down to this size.
+pub const CROWDED_CHUNK_SHARE: usize = 8;
+pub const CROWDED_CHUNK_BYTES_MIN: usize = 16 << 10;
+/// A client whose chunks found no room folds nothing for this long that it was only advised to fold.
+pub const CROWDED_PAUSE: Duration = Duration::from_secs(10);
 /// Room that a client has reserved ahead of what it has accepted: at first, and at most.
 pub const RESERVE_STEP_MIN: u64 = 1 << 20;
 pub const RESERVE_STEP_MAX: u64 = 64 << 20;
@@ -505,6 +510,10 @@ const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
 const _: () = assert!(BEHIND_WRITE_BYTES_MAX >= 4 * CHUNK_BYTES_MAX && BEHIND_PACK_BYTES_MAX <= CHUNK_BYTES_MAX);
 const _: () =
     assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES + 3 * GROUP_HASH_BYTES);
+// Two steps, so that they are taken within an operation deadline; and the first does not ask for folding.
+const _: () = assert!(CHUNK_BYTES_MAX / CROWDED_CHUNK_SHARE / CROWDED_CHUNK_SHARE <= CROWDED_CHUNK_BYTES_MIN);
+const _: () = assert!(CROWDED_CHUNK_SHARE <= FOLD_EXTENTS_MIN && SLOT_BYTES as usize / CROWDED_CHUNK_BYTES_MIN < SLOT_EXTENTS_MAX / 4);
+const _: () = assert!(2 * (FULL_PATIENCE.as_millis() + BEHIND_RETRY.as_millis()) < OP_TIMEOUT.as_millis());
 const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);
 const _: () = assert!(SCRUB_BYTES_PER_SECOND * SCRUB_INTERVAL.as_millis() as u64 / 1000 >= CHUNK_BYTES_MAX as u64);
 const _: () = assert!(FSCK_GARBAGE_AFTER.as_millis() > DELETE_GRACE.as_millis() + DELETE_RETRY.as_millis());
