@@ -398,6 +398,9 @@ pub const SESSION_WRITERS_MAX: usize = 1 << 14;
 pub const GATE_OPS_MAX: usize = 1 << 15;
 /// A recall that is not obeyed is said again this often.
 pub const RECALL_RESEND: Duration = Duration::from_millis(300);
+/// A session that says that it is committing what was recalled is waited for so long after it last did commit some of it. Who waits ends
+/// long before; this bounds how long a session that only says so keeps a file from all others.
+pub const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
 /// A session that was told to forget so many names of a directory without asking for any loses the right to the others.
 pub const NAME_NOTICES_MAX: u32 = 8;
 /// Rights on an inode that were recalled so often within the window are not given again for a while.
@@ -431,6 +434,11 @@ pub const BEHIND_SLOTS: usize = 4;
 pub const BEHIND_FLUSHES_MAX: usize = 64;
 /// Runs up to this size share a chunk.
 pub const BEHIND_PACK_BYTES_MAX: usize = 64 << 10;
+/// Where no two nodes have room for a chunk, what was accepted is committed in chunks of this part of it, and so on, down to this size.
+pub const CROWDED_CHUNK_SHARE: usize = 8;
+pub const CROWDED_CHUNK_BYTES_MIN: usize = 16 << 10;
+/// A client whose chunks found no room folds nothing for this long that it was only advised to fold.
+pub const CROWDED_PAUSE: Duration = Duration::from_secs(10);
 /// Room that a client has reserved ahead of what it has accepted: at first, and at most.
 pub const RESERVE_STEP_MIN: u64 = 1 << 20;
 pub const RESERVE_STEP_MAX: u64 = 64 << 20;
@@ -467,6 +475,8 @@ pub const SUSPECT_PAGES_MAX_AGE: Duration = Duration::from_millis(50);
 const _: () =
     assert!(OP_TIMEOUT.as_millis() >= 2 * (SESSION_LEASE.as_millis() + SESSION_MARGIN.as_millis()) + ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(VOTERS % 2 == 1 && VOTERS_MAX == VOTERS + 2);
+// An upload may fail at its deadline, and be tried again.
+const _: () = assert!(FLUSH_PATIENCE.as_millis() > 2 * OP_TIMEOUT.as_millis());
 const _: () = assert!(SESSION_RENEW_INTERVAL.as_millis() * 3 < SESSION_LEASE.as_millis());
 const _: () = assert!(HEARTBEAT_INTERVAL.as_millis() * 4 < ELECTION_TIMEOUT.as_millis());
 const _: () = assert!(SNAPSHOT_RECORD_BYTES_MAX > 2 * SLOT_BYTES as usize);
@@ -506,6 +516,10 @@ const _: () = assert!(MOUNT_WRITE_BYTES_MAX >= CHUNK_BYTES_MAX);
 const _: () = assert!(BEHIND_WRITE_BYTES_MAX >= 4 * CHUNK_BYTES_MAX && BEHIND_PACK_BYTES_MAX <= CHUNK_BYTES_MAX);
 const _: () =
     assert!(BEHIND_RUN_CHARGE >= CHUNK_OVERHEAD_BYTES + INSTANCE_OVERHEAD_BYTES + 2 * RESERVATION_OVERHEAD_BYTES + 3 * GROUP_HASH_BYTES);
+// Two steps, so that they are taken within an operation deadline; and the first does not ask for folding.
+const _: () = assert!(CHUNK_BYTES_MAX / CROWDED_CHUNK_SHARE / CROWDED_CHUNK_SHARE <= CROWDED_CHUNK_BYTES_MIN);
+const _: () = assert!(CROWDED_CHUNK_SHARE <= FOLD_EXTENTS_MIN && SLOT_BYTES as usize / CROWDED_CHUNK_BYTES_MIN < SLOT_EXTENTS_MAX / 4);
+const _: () = assert!(2 * (FULL_PATIENCE.as_millis() + BEHIND_RETRY.as_millis()) < OP_TIMEOUT.as_millis());
 const _: () = assert!(IDLE_WRITERS_MAX < SESSION_WRITERS_MAX);
 const _: () = assert!(SCRUB_BYTES_PER_SECOND * SCRUB_INTERVAL.as_millis() as u64 / 1000 >= CHUNK_BYTES_MAX as u64);
 const _: () = assert!(FSCK_GARBAGE_AFTER.as_millis() > DELETE_GRACE.as_millis() + DELETE_RETRY.as_millis());

@@ -11,12 +11,12 @@ use dfs::limits;
 use dfs::random::Random;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{ByteRange, ChunkHash, Epoch, InodeId, Instance, NodeId, ROOT, RequestNumber, Rights, SessionId};
+use dfs::types::{ByteRange, ChunkHash, Epoch, InodeId, Instance, NodeId, ROOT, Rights, SessionId};
 use dfs::wire::message::{Request, Response};
 use dfs::wire::namespace::{ChunkClaim, Op, Patch, Query, Replied, Source, WriteAt};
 use dfs_node::node::Start;
 
-use world::{CLIENT, OTHER, SESSION, World, address, create, name};
+use world::{CLIENT, OTHER, SESSION, World, address, create, name, renewal};
 
 #[test]
 fn one_node_is_a_cluster() {
@@ -252,10 +252,10 @@ fn a_silent_session_expires_and_a_renewal_revives_it() {
     world.run(Duration::from_secs(6));
     let state = |world: &World| world.nodes[&world.leader().unwrap()].0.namespace().session(SessionId(SESSION)).unwrap().state;
     assert_eq!(state(&world), dfs_node::namespace::SessionState::Expired);
-    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap();
+    world.ask(renewal(1)).unwrap();
     world.until("revived", |world| state(world) == dfs_node::namespace::SessionState::Open);
     world.ask(Request::EndSession).unwrap();
-    assert_eq!(world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }), Err(Status::SessionGone));
+    assert_eq!(world.ask(renewal(1)), Err(Status::SessionGone));
 }
 
 #[test]
@@ -279,7 +279,7 @@ fn chunks_are_kept_while_referenced_and_garbage_goes() {
     let garbage = Bytes::from(vec![8; 5000]);
     let other = Instance { counter: 2, ..instance };
     world.ask_at(2, Request::Put { epoch, hash: ChunkHash::of(&garbage), instance: other }, garbage.clone()).unwrap();
-    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 3 }).unwrap();
+    world.ask(renewal(3)).unwrap();
     world.until("garbage is gone", |world| !world.nodes[&2].0.chunks().contains(&ChunkHash::of(&garbage)));
     assert!(world.nodes.values().all(|(node, _)| node.chunks().contains(&hash)));
     let range = ByteRange { offset: 20_000, length: 10 };
@@ -349,7 +349,7 @@ fn who_uploads_and_never_commits_gets_so_much_room_and_others_the_rest() {
     assert_eq!(fill(&mut world, 100), 1);
     // What is given up goes, and with it the charge.
     let since = world.now;
-    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 200 }).unwrap();
+    world.ask(renewal(200)).unwrap();
     world.until("garbage is gone", |world| stored(world, 2) == 2 << 20);
     assert!(world.now.since(since) < Duration::from_secs(4), "{:?}", world.now.since(since));
     assert_eq!(fill(&mut world, 200), taken);
@@ -386,7 +386,7 @@ fn what_a_dead_client_uploaded_goes_with_its_session_and_early_if_space_is_short
             if short {
                 for session in [OTHER, OTHER + 1, OTHER + 2] {
                     world.speaker = session;
-                    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap();
+                    world.ask(renewal(1)).unwrap();
                 }
             }
         }
@@ -405,10 +405,10 @@ fn uploads_of_the_same_bytes_are_charged_until_no_operation_can_name_them() {
         world.run(limits::HEARTBEAT_INTERVAL);
     }
     assert_eq!(charged(&world), 2, "the first is the live one");
-    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 3 }).unwrap();
+    world.ask(renewal(3)).unwrap();
     world.run(limits::HEARTBEAT_INTERVAL);
     assert_eq!(charged(&world), 1, "the third may be named again");
-    world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 4 }).unwrap();
+    world.ask(renewal(4)).unwrap();
     world.run(limits::HEARTBEAT_INTERVAL);
     assert_eq!(charged(&world), 0);
 }
@@ -581,7 +581,7 @@ fn chmod(world: &mut World, ino: InodeId) -> Time {
 }
 
 fn renew(world: &mut World) -> u64 {
-    match world.ask(Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 }).unwrap() {
+    match world.ask(renewal(1)).unwrap() {
         Response::Renewed { era, .. } => era,
         other => panic!("{other:?}"),
     }

@@ -145,7 +145,12 @@ impl Leader {
     }
 
     fn renew(&mut self, session: u64) -> Result<u64, Status> {
-        match self.ask(session, Request::Renew { answered_below: RequestNumber(1), uploads_from: 1 })? {
+        self.renew_flushing(session, Term(0), Vec::new())
+    }
+
+    /// The same by a session that says that it is busy obeying recalls of that term.
+    fn renew_flushing(&mut self, session: u64, term: Term, flushing: Vec<u64>) -> Result<u64, Status> {
+        match self.ask(session, Request::Renew { answered_below: RequestNumber(1), uploads_from: 1, term, flushing })? {
             Response::Renewed { era, .. } => Ok(era),
             other => panic!("{other:?}"),
         }
@@ -474,16 +479,67 @@ fn a_session_that_renews_but_does_not_obey_runs_out() {
 fn a_flush_that_goes_on_is_waited_for() {
     let mut leader = Leader::with(&[A, B]);
     let file = leader.create(A, "x", true);
-    let request = leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
+    leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
     for _ in 0..6 {
         leader.pass_alive(Duration::from_secs(2), &[A, B]);
         let behind = Behind { written: Timestamp::default(), yields: false };
         leader.op(A, write(file.ino, "text", Some(behind))).unwrap();
     }
+    let request = leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
     assert_eq!(leader.answer(B, request), None);
     leader.op(A, Op::Yield { ino: file.ino }).unwrap();
     leader.obey(A);
     assert!(leader.answer(B, request).is_some());
+}
+
+#[test]
+fn a_session_that_says_that_it_commits_is_waited_for_and_not_for_ever() {
+    let mut leader = Leader::with(&[A, B]);
+    let file = leader.create(A, "x", true);
+    leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
+    let (term, number, _) = leader.recalls[&A][0];
+    let said = |leader: &mut Leader, duration: Duration, term: Term, number: u64| {
+        let end = leader.now + duration;
+        while leader.now < end && leader.renew_flushing(A, term, vec![number]).is_ok() {
+            _ = leader.renew(B);
+            leader.pass(Duration::from_millis(500));
+        }
+    };
+    said(&mut leader, limits::FLUSH_PATIENCE, term, number);
+    assert_eq!(leader.node.namespace().writer(file.ino), Some(SessionId(A)), "an upload may take long");
+    let behind = Behind { written: Timestamp::default(), yields: false };
+    leader.op(A, write(file.ino, "text", Some(behind))).unwrap();
+    said(&mut leader, limits::FLUSH_PATIENCE, term, number);
+    assert_eq!(leader.node.namespace().writer(file.ino), Some(SessionId(A)), "it has committed something");
+    // Words of another term or about another recall are none, and without a commit the right one wears out, too.
+    said(&mut leader, 3 * limits::SESSION_LEASE, term, number);
+    assert_eq!(leader.node.namespace().writer(file.ino), None);
+    assert_eq!(leader.renew(A), Err(Status::SessionGone));
+
+    for (told, named) in [(Term(term.0 + 1), 1), (term, 7)] {
+        let mut leader = Leader::with(&[A, B]);
+        let file = leader.create(A, "x", true);
+        leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
+        said(&mut leader, 3 * limits::SESSION_LEASE, told, named);
+        assert_eq!(leader.node.namespace().writer(file.ino), None, "{told:?} {named}");
+    }
+}
+
+#[test]
+fn who_looked_is_told_to_ask_again_while_a_recall_goes_on() {
+    let mut leader = Leader::with(&[A, B]);
+    let file = leader.create(A, "x", true);
+    let look = leader.send(B, Request::Query(Query::Attributes { ino: file.ino }));
+    let (term, number, _) = leader.recalls[&A][0];
+    let end = leader.now + limits::OP_TIMEOUT + Duration::from_secs(1);
+    while leader.now < end {
+        assert!(leader.renew_flushing(A, term, vec![number]).is_ok() && leader.renew(B).is_ok());
+        leader.pass(Duration::from_millis(500));
+    }
+    assert!(matches!(leader.answer(B, look), Some(Err(Status::Unavailable))), "its asker has asked again, or given up");
+    leader.op(A, Op::Yield { ino: file.ino }).unwrap();
+    leader.obey(A);
+    assert!(leader.query(B, Query::Attributes { ino: file.ino }).is_ok());
 }
 
 #[test]

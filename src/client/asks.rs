@@ -201,9 +201,9 @@ impl Core {
         })
     }
 
-    /// Whether `WRITE` of the inode is on its way back.
+    /// Whether `WRITE` of the inode is on its way back; [`Core::on_yielded`] follows.
     pub(super) fn is_yielding(&self, wanted: InodeId) -> bool {
-        self.asks.values().any(|ask| matches!(ask.kind, Kind::Op(Op::Yield { ino }) if ino == wanted))
+        self.asks.values().any(|ask| matches!(ask.owner, Owner::Yielded(ino) if ino == wanted))
     }
 
     pub(super) fn on_ask_failure(&mut self, now: Time, id: u64, failure: Failure) {
@@ -274,14 +274,14 @@ impl Core {
             let at = now + self.config.timing.backoff_max;
             return self.arm(at.min(ask.deadline), Alarm::Ask(id));
         };
+        // What it tells must be as of now, not as of the first attempt.
+        let renewal = matches!(self.asks[&id].kind, Kind::Plain(Request::Renew { .. })).then(|| self.renewal());
         let ask = self.asks.get_mut(&id).expect("looked up above");
         if matches!(ask.target, Target::Leader) {
             ask.way = self.router.way_to(&peer);
         }
         let request = match &ask.kind {
-            // What it tells must be as of now, not as of the first attempt.
-            Kind::Plain(Request::Renew { .. }) => self.session.renewal(),
-            Kind::Plain(request) => request.clone(),
+            Kind::Plain(request) => renewal.unwrap_or_else(|| request.clone()),
             Kind::Op(op) => {
                 if ask.number.is_none() {
                     ask.number = self.session.open_number();
@@ -391,9 +391,13 @@ impl Core {
         }
     }
 
+    fn renewal(&self) -> Request {
+        self.session.renewal(self.flushing_recalls())
+    }
+
     pub(super) fn renew(&mut self, now: Time) {
         if self.phase == Phase::Ready {
-            let renewal = self.session.renewal();
+            let renewal = self.renewal();
             self.ask(now, renewal, Target::Leader, Owner::Renew, self.config.op_timeout);
         }
     }

@@ -38,6 +38,8 @@ pub(super) struct Taken {
     pub(super) runs: Vec<Run>,
     pub(super) written: Timestamp,
     pub(super) kill_privileges: bool,
+    /// No chunk may be longer.
+    pub(super) chunk_max: usize,
 }
 
 /// One file.
@@ -68,6 +70,8 @@ struct Dirty {
     failed: Option<Status>,
     /// Another number after each commit.
     commits: u64,
+    /// For longer chunks no two nodes had room, since the file was last clean.
+    chunk_max: usize,
 }
 
 /// The table.
@@ -221,7 +225,8 @@ impl Behind {
         dirty.job = Some(job);
         self.due.remove(&(dirty.due, ino));
         let after = dirty.size();
-        let taken = Taken { runs: dirty.flying.clone(), written: dirty.written, kill_privileges: dirty.kill_privileges };
+        let (written, kill_privileges, chunk_max) = (dirty.written, dirty.kill_privileges, dirty.chunk_max);
+        let taken = Taken { runs: dirty.flying.clone(), written, kill_privileges, chunk_max };
         self.resize(before, after);
         Some(taken)
     }
@@ -269,6 +274,13 @@ impl Behind {
         self.resize(before, after);
         self.settle(now, ino, limits::BEHIND_RETRY);
         flying
+    }
+
+    /// No two nodes have room for a chunk of the file: bytes were reserved, and smaller chunks may find them.
+    pub(super) fn on_no_room(&mut self, ino: InodeId) {
+        if let Some(dirty) = self.files.get_mut(&ino) {
+            dirty.chunk_max = (dirty.chunk_max / limits::CROWDED_CHUNK_SHARE).max(limits::CROWDED_CHUNK_BYTES_MIN);
+        }
     }
 
     /// Why one of these files could not be committed when it was last tried.
@@ -413,6 +425,7 @@ impl Dirty {
             may_have_yielded: false,
             failed: None,
             commits: 0,
+            chunk_max: limits::CHUNK_BYTES_MAX,
         }
     }
 

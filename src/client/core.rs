@@ -173,8 +173,6 @@ pub struct Core {
     pub(super) recalls: Recalls,
     /// Whether the last renewal prolonged the rights.
     pub(super) prolonged: bool,
-    /// An operation that would have given `WRITE` was given up: the log may say more than is known here.
-    pub(super) writes_uncertain: bool,
     /// An operation to lay ghosts is under way.
     pub(super) laying: bool,
     /// Cluster time as told last, and when.
@@ -236,7 +234,6 @@ impl Core {
             changes: Changes::default(),
             recalls: Recalls::default(),
             prolonged: true,
-            writes_uncertain: false,
             laying: false,
             cluster_time: None,
             holds: Holds::default(),

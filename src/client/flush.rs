@@ -320,7 +320,7 @@ impl Core {
         let awaited = self.is_wanted_clean(ino);
         let idle = self.behind.is_idle(now, ino) || !self.holds.is_open(ino);
         let leaves = cut == Cut::All && (self.flushing.leaving.contains(&ino) || idle);
-        let committing = Committing { written: taken.written, kill_privileges: taken.kill_privileges, leaves };
+        let committing = Committing { written: taken.written, kill_privileges: taken.kill_privileges, leaves, chunk_max: taken.chunk_max };
         self.begin_flush(now, id, ino, taken.runs, committing, awaited);
         true
     }
@@ -423,7 +423,6 @@ impl Core {
         self.flushing.leaving.remove(&ino);
         if !given_back && !self.behind.is_dirty(ino) {
             // It may be gone all the same: nothing more is accepted under it.
-            self.writes_uncertain = true;
             self.lose_write(now, ino);
         }
         self.on_surrendered(now, ino, given_back);

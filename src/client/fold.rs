@@ -43,6 +43,8 @@ pub(super) struct FoldBook {
     rested: Time,
     /// Until then the cluster is believed to have no room for inline content.
     inline_full_until: Time,
+    /// Until then nodes are believed to have no room for whole chunks.
+    crowded_until: Time,
 }
 
 impl FoldBook {
@@ -57,6 +59,7 @@ impl FoldBook {
             rest_due: BTreeSet::new(),
             rested: Time(0),
             inline_full_until: Time(0),
+            crowded_until: Time(0),
         }
     }
 
@@ -110,6 +113,9 @@ impl FoldBook {
     /// The leader says that these slots would gain. What makes reading slow is folded soon, what only fills the namespace at rest, and
     /// later than the writer would.
     pub(super) fn hint(&mut self, now: Time, ino: InodeId, slots: &[(u64, u64)], extents: &[Extent]) {
+        if now < self.crowded_until {
+            return; // said again by the next answer about the file
+        }
         for (slot, _) in slots {
             let start = slot.saturating_mul(limits::SLOT_BYTES);
             let first = extents.partition_point(|extent| extent.offset < start);
@@ -149,6 +155,11 @@ impl FoldBook {
     /// The cluster refused inline content for want of room.
     pub(super) fn on_inline_full(&mut self, now: Time) {
         self.inline_full_until = now + limits::INLINE_FULL_PAUSE;
+    }
+
+    /// A chunk found no room.
+    pub(super) fn on_no_room(&mut self, now: Time) {
+        self.crowded_until = now + limits::CROWDED_PAUSE;
     }
 
     /// Up to which size a write rides inside its commit.

@@ -245,7 +245,6 @@ impl Core {
             }
             Err(_) if uncertain => {
                 self.forget_touched(&touched);
-                self.writes_uncertain |= matches!(op, Op::Create { write: true, .. } | Op::Acquire { .. });
                 given_up = number.map(|(number, _)| number);
             }
             _ => {}
@@ -339,7 +338,7 @@ impl Core {
                 self.rights.grant_write(attributes.ino);
             } else if !self.rights.held(attributes.ino).contains(Rights::WRITE) {
                 // It may have been recalled since, from a session that did not know of it.
-                self.ask_op(now, Op::Yield { ino: attributes.ino }, Owner::Nobody);
+                self.ask_op(now, Op::Yield { ino: attributes.ino }, Owner::Yielded(attributes.ino));
             }
         }
         if freshness == Freshness::Old {

@@ -44,8 +44,8 @@ pub(super) struct Recalls {
     waiting: BTreeMap<u64, Waiting>,
     /// Recalls under way, until the leader has taken the answer.
     known: BTreeMap<(Term, u64), u64>,
-    /// Recalls that were answered while nobody here knew all that the log says the session may write. If one is said again, it does.
-    doubtful: BTreeSet<(Term, u64)>,
+    /// Recalls that were answered lately. If one is said again, the log may say that the session writes alone what nobody here knows of.
+    answered: BTreeSet<(Term, u64)>,
     /// Who waits for an output to be obeyed; nobody, for what became void.
     invalidations: BTreeMap<u64, Option<u64>>,
     /// Inodes that are being given up: what is granted on them meanwhile may be taken away with the rest.
@@ -61,17 +61,17 @@ impl Recalls {
         !self.giving_up.contains_key(&ino)
     }
 
-    fn doubt(&mut self, recall: (Term, u64)) {
-        self.doubtful.insert(recall);
-        if self.doubtful.len() > limits::CLIENT_RECALLS_MAX {
+    fn note_answered(&mut self, recall: (Term, u64)) {
+        self.answered.insert(recall);
+        if self.answered.len() > limits::CLIENT_RECALLS_MAX {
             // The oldest: it was not said again. If it is after all, it is answered once more in vain.
-            self.doubtful.pop_first();
+            self.answered.pop_first();
         }
     }
 
     pub(super) fn check_invariants(&self) {
         assert!(self.known.len() <= limits::CLIENT_RECALLS_MAX && self.releasing <= limits::CLIENT_RELEASES_MAX);
-        assert!(self.doubtful.len() <= limits::CLIENT_RECALLS_MAX);
+        assert!(self.answered.len() <= limits::CLIENT_RECALLS_MAX);
         for (id, waiting) in &self.waiting {
             assert!(waiting.invalidations.iter().all(|invalidation| self.invalidations.get(invalidation) == Some(&Some(*id))));
         }
@@ -88,7 +88,7 @@ impl Core {
         self.session.term = term;
         let id = self.add_errand(Errand::Recall(term, number));
         self.recalls.known.insert((term, number), id);
-        let insisted = self.recalls.doubtful.remove(&(term, number));
+        let insisted = self.recalls.answered.remove(&(term, number));
         for item in items {
             match item {
                 Recall::Inode { ino, keep } => self.lose_inode(now, id, ino, keep, insisted),
@@ -206,6 +206,17 @@ impl Core {
         self.output(Output::Invalidate { id, what });
     }
 
+    /// Recalls of this term that wait only for bytes to be committed: their leader has to know, or it would take this session for one that does
+    /// not obey. Nobody is told while the caches above have not handed over what they have: they may be stuck.
+    pub(super) fn flushing_recalls(&self) -> Vec<u64> {
+        let flushes = |id: &u64| {
+            let waiting = self.recalls.waiting.get(id)?;
+            Some(waiting.surrendering && waiting.writers.iter().any(|ino| self.behind.is_dirty(*ino)))
+        };
+        let of_term = self.recalls.known.range((self.session.term, 0)..=(self.session.term, u64::MAX));
+        of_term.filter(|(_, id)| flushes(id) == Some(true)).map(|((_, number), _)| *number).collect()
+    }
+
     pub(super) fn on_obeyed(&mut self, now: Time, invalidation: u64) {
         let Some(Some(id)) = self.recalls.invalidations.remove(&invalidation) else { return };
         if let Some(waiting) = self.recalls.waiting.get_mut(&id) {
@@ -251,9 +262,7 @@ impl Core {
         match waiting.errand {
             Errand::Recall(term, number) => {
                 self.recalls.known.remove(&(term, number));
-                if self.writes_uncertain {
-                    self.recalls.doubt((term, number));
-                }
+                self.recalls.note_answered((term, number));
             }
             Errand::GiveUp(rights) => {
                 for (ino, _) in rights {
@@ -273,7 +282,7 @@ impl Core {
     /// brought it unknown: then the leader, which does know, says the recall again. To give back at every recall what is most probably not
     /// there would be a log entry each.
     fn may_have_write(&self, ino: InodeId) -> bool {
-        self.rights.held(ino).contains(Rights::WRITE) || self.is_acquiring(ino)
+        self.rights.held(ino).contains(Rights::WRITE) || self.is_acquiring(ino) || self.is_yielding(ino)
     }
 
     /// The log says that the session has `WRITE` no more; or there is no answer, and the recall will be said again.

@@ -75,8 +75,9 @@ impl Session {
         self.uploads.first().copied().unwrap_or(self.next_upload)
     }
 
-    pub(super) fn renewal(&self) -> Request {
-        Request::Renew { answered_below: self.answered_below(), uploads_from: self.uploads_from() }
+    /// `flushing`: recalls of this term that wait for commits.
+    pub(super) fn renewal(&self, flushing: Vec<u64>) -> Request {
+        Request::Renew { answered_below: self.answered_below(), uploads_from: self.uploads_from(), term: self.term, flushing }
     }
 }
 

@@ -43,6 +43,8 @@ pub(super) struct Committing {
     pub(super) kill_privileges: bool,
     /// The right goes back with the last commit, if nothing is written meanwhile.
     pub(super) leaves: bool,
+    /// No chunk may be longer.
+    pub(super) chunk_max: usize,
 }
 
 /// A run of a write.
@@ -130,7 +132,7 @@ impl Core {
         let total: usize = runs.iter().map(|(_, bytes)| bytes.len()).sum();
         // What nobody waits for goes where it can stay.
         let inline_max = if awaited { self.folds.inline_max(now) } else { limits::INLINE_REST_BYTES_MAX };
-        self.begin_batches(now, id, plan_runs(&runs, total <= inline_max), 0);
+        self.begin_batches(now, id, plan_runs(&runs, total <= inline_max, how.chunk_max), 0);
     }
 
     /// Turns the read of a slot into its rewriting.
@@ -155,7 +157,9 @@ impl Core {
     fn begin_batches(&mut self, now: Time, id: u64, pieces: Vec<Piece>, charged: usize) {
         let total: u64 = pieces.iter().map(|piece| piece.length).sum();
         let keep = total <= limits::SLOT_BYTES;
-        let mut batches = batch(pieces, &mut self.session);
+        let how = self.jobs.get(&id).and_then(|job| if let Work::Write(write) = &job.work { Some(write.kind) } else { None });
+        let chunk_max = if let Some(Kind::Behind(how)) = how { how.chunk_max } else { limits::CHUNK_BYTES_MAX };
+        let mut batches = batch(pieces, chunk_max, &mut self.session);
         // A fold must be one commit, or the second would meet a slot that the first has moved.
         let one = batches.len() == 1;
         let Some(Work::Write(write)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return };
@@ -189,6 +193,13 @@ impl Core {
             }
             Err(status) => {
                 tracing::debug!(hash = ?uploaded.hash, %status, "a chunk could not be stored");
+                if status == Status::NoSpace {
+                    let (ino, kind) = (write.ino, write.kind);
+                    self.folds.on_no_room(now);
+                    if matches!(kind, Kind::Behind(_)) {
+                        self.behind.on_no_room(ino);
+                    }
+                }
                 self.finish(now, id, Err(status));
             }
         }
@@ -452,14 +463,14 @@ impl Batch {
 }
 
 /// Groups pieces into commits within the bounds, and opens an upload for every distinct chunk of each.
-fn batch(pieces: Vec<Piece>, session: &mut Session) -> VecDeque<Batch> {
+fn batch(pieces: Vec<Piece>, chunk_max: usize, session: &mut Session) -> VecDeque<Batch> {
     let mut batches = VecDeque::new();
     let mut batch = Batch::default();
     let mut pack = Pack::default();
     let mut inline_bytes = 0;
     for piece in pieces {
         if let Content::Pack(bytes) = &piece.content
-            && pack.bytes.len() + bytes.len() > limits::CHUNK_BYTES_MAX
+            && pack.bytes.len() + bytes.len() > chunk_max
         {
             pack.seal(&mut batch, session);
         }
@@ -526,10 +537,10 @@ impl Pack {
 }
 
 /// Cuts runs that were written behind; those of one call are in order and end at slot borders.
-fn plan_runs(runs: &[Run], inline: bool) -> Vec<Piece> {
+fn plan_runs(runs: &[Run], inline: bool, chunk_max: usize) -> Vec<Piece> {
     let mut pieces = Vec::new();
     for (offset, bytes) in runs {
-        for (part, hole) in self::runs(*offset, bytes) {
+        for (part, hole) in self::runs(*offset, bytes).into_iter().flat_map(|run| parts(run, chunk_max)) {
             let (at, length) = (WriteAt::Offset(offset + part.start as u64), part.len() as u64);
             let part = bytes.slice(part);
             let content = match part.len() {
@@ -542,6 +553,12 @@ fn plan_runs(runs: &[Run], inline: bool) -> Vec<Piece> {
         }
     }
     pieces
+}
+
+/// A run that is no hole in parts of that length at most.
+fn parts((run, hole): (std::ops::Range<usize>, bool), length: usize) -> impl Iterator<Item = (std::ops::Range<usize>, bool)> {
+    let step = if hole { run.len() } else { length };
+    run.clone().step_by(step).map(move |from| (from..run.end.min(from + step), hole))
 }
 
 /// Cuts a write into runs: small ones inline, long zeros as holes, the rest chunks that end at slot borders.
@@ -651,8 +668,26 @@ mod tests {
     fn batches_stay_within_their_bounds_and_name_equal_chunks_once() {
         let mut session = Session::new(crate::types::SessionId(1));
         let bytes = Bytes::from(vec![7u8; 40 << 20]);
-        let batches = batch(plan(WriteAt::Offset(0), &bytes, 0), &mut session);
+        let batches = batch(plan(WriteAt::Offset(0), &bytes, 0), limits::CHUNK_BYTES_MAX, &mut session);
         assert!(batches.iter().all(|batch| batch.chunks.len() == 1 && batch.patches.len() <= limits::WRITE_PATCHES_MAX));
         assert_eq!(batches.iter().flat_map(|batch| &batch.patches).map(|patch| patch.length).sum::<u64>(), 40 << 20);
+    }
+
+    #[test]
+    fn where_chunks_find_no_room_they_are_cut_smaller() {
+        let mut session = Session::new(crate::types::SessionId(1));
+        let runs = [
+            (5, (0..100_000u32).map(|at| (at / 1000) as u8 + 1).collect()),
+            (200_000, Bytes::from(vec![0; 100_000])),
+            (400_000, Bytes::from(vec![8; 9_000])),
+        ];
+        let small = limits::CROWDED_CHUNK_BYTES_MIN;
+        let batches = batch(plan_runs(&runs, false, small), small, &mut session);
+        let chunks = batches.iter().flat_map(|batch| &batch.chunks);
+        assert!(chunks.clone().all(|chunk| chunk.bytes.len() <= small) && chunks.count() > 4);
+        let mut ends = batches.iter().flat_map(|batch| &batch.patches).map(|patch| (patch.at, patch.length));
+        let mut end = 0;
+        assert!(ends.all(|(at, length)| matches!(at, WriteAt::Offset(at) if at >= std::mem::replace(&mut end, at + length))));
+        assert_eq!(batches.iter().flat_map(|batch| &batch.patches).map(|patch| patch.length).sum::<u64>(), 209_000);
     }
 }

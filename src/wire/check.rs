@@ -81,12 +81,12 @@ fn request(request: &Request) -> Result<(), Status> {
         }
         Request::Ping { full, .. } => require(full.len() <= limits::NODES_MAX),
         Request::GiveUp { rights } => self::rights(rights),
+        Request::Renew { flushing, .. } => require(flushing.len() <= limits::CLIENT_RECALLS_MAX),
         Request::Check(check) => self::check(check),
         Request::Map { .. }
         | Request::Status
         | Request::OpenSession { .. }
         | Request::Recalled { .. }
-        | Request::Renew { .. }
         | Request::EndSession
         | Request::Shutdown
         | Request::Drain { .. }

@@ -53,8 +53,9 @@ pub enum Request {
     // --- clients to the leader
     /// Opens the sender's session (idempotent). `caches`: it wants rights, and will answer recalls.
     OpenSession { caches: bool },
-    /// Keeps the session alive. `uploads_from`: the lowest upload counter that an unanswered or future operation may name.
-    Renew { answered_below: RequestNumber, uploads_from: u64 },
+    /// Keeps the session alive. `uploads_from`: the lowest upload counter that an unanswered or future operation may name. `flushing`: recalls
+    /// of that term that wait here for nothing but bytes to be committed.
+    Renew { answered_below: RequestNumber, uploads_from: u64, term: Term, flushing: Vec<u64> },
     /// Ends the session: everything it held is released.
     EndSession,
     /// A change of the tree, exactly once per (session, number). Outcomes below `answered_below` may be forgotten.

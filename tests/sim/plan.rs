@@ -185,6 +185,27 @@ impl Plan {
     }
 }
 
+impl Fault {
+    /// The host whose own silence this is, if it is one's.
+    fn silenced(&self) -> Option<usize> {
+        match self {
+            Fault::Pause { host, .. } | Fault::Suspend { host, .. } | Fault::Mute { host, stop: Some(_), .. } => Some(*host),
+            Fault::Partition { from, to, .. } if to.len() > 1 => from.first().copied().filter(|_| from.len() == 1),
+            Fault::Partition { from, to, .. } => to.first().copied().filter(|_| from.len() > 1),
+            _ => None,
+        }
+    }
+
+    /// Whether the two together cost two nodes. Two that are cut from each other for long may each declare the other dead if it leads. So
+    /// the one that leads is not deposed meanwhile: the other, declared dead before, could lead next, and would hear nothing of it.
+    pub fn may_not_join(&self, under_way: &Fault, nodes: usize) -> bool {
+        let Fault::Partition { from, to, length, .. } = under_way else { return false };
+        let (&[from], &[to]) = (from.as_slice(), to.as_slice()) else { return false };
+        let long_between_nodes = from < nodes && to < nodes && *length >= BRIEF_MAX;
+        long_between_nodes && self.silenced().is_some_and(|host| host == from || host == to)
+    }
+}
+
 fn draw_faults(random: &mut Random, nodes: &[u64], clients: usize, length: u64, attrition: bool) -> Vec<(u64, Fault)> {
     let mut faults = Vec::new();
     let victim = if random.chance(1, 2) { LEADER } else { random.below(nodes.len() as u64) as usize };

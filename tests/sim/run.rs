@@ -351,6 +351,10 @@ impl Run {
 
     pub fn begin(&mut self, fault: Fault) {
         let fault = self.resolve(fault);
+        let nodes = self.plan.nodes.len();
+        if self.under_way.values().any(|other| fault.may_not_join(other, nodes)) {
+            return;
+        }
         if self.world.log {
             eprintln!("{:>13} FAULT {fault:?}", self.world.now);
         }

@@ -26,13 +26,9 @@ enum Verdict {
 impl Node {
     /// An operation of a client: into the log at once, unless somebody has to give something back first.
     pub(super) fn admit(&mut self, asker: Asker, command: Command) {
-        let now = self.now;
         let Command::Request { session, number, op, .. } = &command else { unreachable!("only requests of clients are admitted") };
         let id = (*session, *number);
         let Some(leading) = &mut self.leading else { return self.fail(asker, Status::NotLeader) };
-        if let Op::Write { behind: Some(_), .. } = op {
-            leading.gate.on_progress(now, id.0);
-        }
         if let Some(passage) = leading.gate.passage(id) {
             // A retry takes the place of the first attempt.
             passage.asker = asker;
@@ -267,6 +263,10 @@ impl Node {
                 leading.gate.know(session);
             }
         }
+        // The recall goes on without them.
+        for look in leading.gate.take_old_looks(now) {
+            self.fail(look.asker, Status::Unavailable);
+        }
         self.send_recalls();
         self.pursue_silent();
     }
@@ -319,7 +319,7 @@ impl Node {
         let writer = look.and_then(|ino| Some((ino, self.namespace.writer(ino).filter(|writer| *writer != session)?)));
         if let Some((ino, writer)) = writer.filter(|_| !self.sabotaged(Sabotage::RecallIgnored)) {
             let Some(leading) = &mut self.leading else { return self.fail(asker, Status::NotLeader) };
-            let waiter = leading.gate.add_look(Look { asker, session, query });
+            let waiter = leading.gate.add_look(Look { asker, session, query, since: self.now });
             self.want_recalls(waiter, vec![(writer, Recall::Inode { ino, keep: Rights::READ })]);
             return;
         }
@@ -349,7 +349,7 @@ impl Node {
             return true;
         }
         let Some(leading) = &mut self.leading else { return false };
-        let waiter = leading.gate.add_look(Look { asker, session, query: Query::Settle { told: true } });
+        let waiter = leading.gate.add_look(Look { asker, session, query: Query::Settle { told: true }, since: self.now });
         self.want_recalls(waiter, items);
         true
     }

@@ -45,6 +45,7 @@ pub(super) struct Look {
     pub asker: Asker,
     pub session: SessionId,
     pub query: Query,
+    pub since: Time,
 }
 
 /// A recall that is not obeyed yet.
@@ -52,8 +53,10 @@ pub(super) struct Look {
 pub(super) struct Outstanding {
     pub session: SessionId,
     pub items: Vec<Recall>,
-    /// When it was first sent, or its obeying last made progress.
+    /// When it was first sent, or its session last showed that it is busy obeying it.
     pub since: Time,
+    /// When it was first sent, or some of what was written under a recalled right was last committed.
+    committed: Time,
     pub send_at: Time,
     waiters: BTreeSet<Waiter>,
 }
@@ -211,6 +214,16 @@ impl Gate {
     pub fn take_look(&mut self, number: u64) -> Option<Look> {
         self.looks.remove(&number)
     }
+
+    /// Queries that have waited for an operation deadline: whoever asked has asked again since, or has given up.
+    pub fn take_old_looks(&mut self, now: Time) -> Vec<Look> {
+        // Numbers, and so arrivals, grow.
+        let mut old = Vec::new();
+        while let Some(first) = self.looks.first_entry().filter(|look| now.since(look.get().since) > limits::OP_TIMEOUT) {
+            old.push(first.remove());
+        }
+        old
+    }
 }
 
 /// Sessions of which nothing is known.
@@ -278,7 +291,7 @@ impl Gate {
                 self.number += 1;
                 items.iter().for_each(|item| _ = self.wanted.insert((session, item.clone()), self.number));
                 let waiters = BTreeSet::from([waiter]);
-                let outstanding = Outstanding { session, items: items.to_vec(), since: now, send_at: now, waiters };
+                let outstanding = Outstanding { session, items: items.to_vec(), since: now, committed: now, send_at: now, waiters };
                 self.outstanding.insert(self.number, outstanding);
                 numbers.push(self.number);
             }
@@ -368,9 +381,22 @@ impl Gate {
             .for_each(|outstanding| outstanding.send_at = now);
     }
 
-    /// The session is busy obeying.
-    pub fn on_progress(&mut self, now: Time, session: SessionId) {
-        self.outstanding.values_mut().filter(|outstanding| outstanding.session == session).for_each(|outstanding| outstanding.since = now);
+    /// The session says that it is committing what was written under the rights that this recall takes. That alone is believed only for so
+    /// long: a session that commits nothing must not keep a file from all others for ever.
+    pub fn on_flushing(&mut self, now: Time, session: SessionId, number: u64) {
+        if let Some(outstanding) = self.outstanding.get_mut(&number).filter(|outstanding| outstanding.session == session) {
+            outstanding.since = outstanding.since.max(now.min(outstanding.committed + limits::FLUSH_PATIENCE));
+        }
+    }
+
+    /// The session has committed bytes of the file.
+    pub fn on_flushed(&mut self, now: Time, session: SessionId, ino: InodeId) {
+        let of_file = |item: &Recall| matches!(item, Recall::Inode { ino: recalled, .. } if *recalled == ino);
+        for outstanding in self.outstanding.values_mut().filter(|outstanding| outstanding.session == session) {
+            if outstanding.items.iter().any(of_file) {
+                (outstanding.since, outstanding.committed) = (now, now);
+            }
+        }
     }
 
     /// Whether the session has had a whole lease to obey and has not: from then on its life is not prolonged.
@@ -530,11 +556,39 @@ mod tests {
         gate.want(NOW, Waiter::Query(1), vec![back(holder, Rights::NONE)]);
         let late = NOW + limits::SESSION_LEASE + limits::RECALL_RESEND;
         assert!(gate.is_stalled(late, holder) && !gate.is_stalled(late, A.0));
-        gate.on_progress(late, holder);
+        gate.on_flushed(late, holder, ROOT);
+        assert!(gate.is_stalled(late, holder), "bytes of another file are no progress");
+        gate.on_flushed(late, holder, FILE);
         assert!(!gate.is_stalled(late, holder));
         gate.end(late, holder);
         assert!(gate.recalled_sessions().is_empty());
         gate.check_invariants();
+    }
+
+    #[test]
+    fn words_without_a_commit_keep_a_recall_alive_for_a_while_only() {
+        let (mut gate, holder) = (Gate::default(), SessionId(9));
+        let number = gate.want(NOW, Waiter::Query(1), vec![back(holder, Rights::NONE)])[0];
+        let (lease, patience) = (limits::SESSION_LEASE, limits::FLUSH_PATIENCE);
+        gate.on_flushing(NOW + lease, A.0, number);
+        assert!(gate.is_stalled(NOW + lease + lease, holder), "said by another session");
+        let say = |gate: &mut Gate, from: Time, until: Time| {
+            let mut at = from;
+            while at < until {
+                gate.on_flushing(at, holder, number);
+                assert!(!gate.is_stalled(at, holder));
+                at = at + lease;
+            }
+            at
+        };
+        let at = say(&mut gate, NOW, NOW + patience);
+        gate.on_flushed(at, holder, FILE);
+        let end = at + patience;
+        say(&mut gate, at, end);
+        gate.on_flushing(end + lease + lease, holder, number);
+        assert!(gate.is_stalled(end + lease + lease, holder), "nothing was committed for so long");
+        gate.on_flushed(end + lease + lease, holder, FILE);
+        assert!(!gate.is_stalled(end + lease + lease, holder));
     }
 
     #[test]

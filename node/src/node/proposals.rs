@@ -179,7 +179,10 @@ impl Node {
         for effect in self.namespace.drain_effects() {
             self.on_effect(effect);
         }
-        if let Command::Request { session, number, .. } = &entry.command {
+        if let Command::Request { session, number, op, .. } = &entry.command {
+            if let (Op::Write { ino, behind: Some(_), .. }, Some(leading), true) = (op, &mut self.leading, result.is_ok() && !repeated) {
+                leading.gate.on_flushed(self.now, *session, *ino);
+            }
             self.pass_gate(*session, *number);
         }
         if let Some(asker) = awaited(&entry.command).and_then(|awaited| self.waiters.waiting.remove(&awaited)) {

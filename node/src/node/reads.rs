@@ -8,7 +8,7 @@ use dfs::limits;
 use dfs::locks::LockOwner;
 use dfs::status::Status;
 use dfs::time::Time;
-use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId};
+use dfs::types::{ChunkHash, InodeId, Instance, NodeId, RequestNumber, SessionId, Term};
 use dfs::wire::fsck::Check;
 use dfs::wire::message::Response;
 use dfs::wire::namespace::{Answer, Query, Space};
@@ -19,7 +19,7 @@ use super::{Asker, Node, Sabotage};
 #[derive(Debug)]
 pub(super) enum Read {
     Query { session: SessionId, query: Query },
-    Renew { session: SessionId, answered_below: RequestNumber, uploads_from: u64 },
+    Renew { session: SessionId, answered_below: RequestNumber, uploads_from: u64, term: Term, flushing: Vec<u64> },
     Audit { node: NodeId, items: Vec<(ChunkHash, Instance)> },
     Check(Check),
 }
@@ -96,7 +96,8 @@ impl Node {
         let term = self.leads().unwrap_or_default();
         match read {
             Read::Query { .. } => unreachable!("queries have their own way"),
-            Read::Renew { session, answered_below, uploads_from } => {
+            Read::Renew { session, answered_below, uploads_from, term: told, flushing } => {
+                self.on_flushing(session, told, &flushing, received);
                 let era = self.renew(session, answered_below, uploads_from, received).ok_or(Status::SessionGone)?;
                 Ok(Response::Renewed { term, epoch, time: self.cluster_time(), era })
             }

@@ -80,8 +80,8 @@ impl Node {
         match request {
             Request::OpenSession { caches } => _ = self.propose_for(asker, Command::OpenSession { session, caches }),
             Request::EndSession => _ = self.propose_for(asker, Command::EndSession { session }),
-            Request::Renew { answered_below, uploads_from } => {
-                self.read_for(asker, Read::Renew { session, answered_below, uploads_from });
+            Request::Renew { answered_below, uploads_from, term, flushing } => {
+                self.read_for(asker, Read::Renew { session, answered_below, uploads_from, term, flushing });
             }
             Request::Namespace { number, answered_below, uploads_from, op } => {
                 let now = self.now;

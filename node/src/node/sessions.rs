@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use dfs::limits;
 use dfs::time::Time;
-use dfs::types::{RequestNumber, SessionId};
+use dfs::types::{RequestNumber, SessionId, Term};
 use dfs::wire::message::Notice;
 
 use super::Node;
@@ -129,6 +129,13 @@ impl Node {
         let room: u64 = self.map.storage_nodes().map(|member| member.memory).sum();
         let stored: u64 = self.map.storage_nodes().map(|member| self.stored_on(member.id)).sum();
         stored > room / 10 * 9 || self.leading.as_ref().is_some_and(|leading| leading.shortage.is_recent(self.now))
+    }
+
+    /// The session says which recalls of that term it is busy obeying. One of another term tells nothing: numbers begin anew with each.
+    pub(super) fn on_flushing(&mut self, session: SessionId, term: Term, recalls: &[u64], heard: Time) {
+        if let Some(leading) = self.leading.as_mut().filter(|leading| leading.term() == term) {
+            recalls.iter().for_each(|&number| leading.gate.on_flushing(heard, session, number));
+        }
     }
 
     /// A session's sign of life, once leadership is proven. Gives the era of the rights that it prolongs, 0 for none; `None` if the session

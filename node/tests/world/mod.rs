@@ -360,3 +360,8 @@ pub fn create(text: &str, hold: bool) -> Op {
         umask: 0,
     }
 }
+
+/// Of a session that has given up all uploads below that counter, and owes the leader nothing.
+pub fn renewal(uploads_from: u64) -> Request {
+    Request::Renew { answered_below: RequestNumber(1), uploads_from, term: Term(0), flushing: Vec::new() }
+}

@@ -341,6 +341,61 @@ fn a_creation_without_an_answer_makes_recalls_no_dearer() {
     assert!(!world.written.contains(&unheard));
 }
 
+/// Recalls that the last renewal named.
+fn flushing(world: &World) -> Vec<u64> {
+    let told = |(_, request): &(usize, Request)| if let Request::Renew { flushing, .. } = request { Some(flushing.clone()) } else { None };
+    world.log.iter().rev().find_map(told).expect("it renews")
+}
+
+#[test]
+fn the_leader_is_told_which_recalls_wait_for_a_commit() {
+    let (mut world, ino) = World::behind();
+    let renewal = limits::SESSION_RENEW_INTERVAL + Duration::from_millis(100);
+    world.put(ino, 0, &noise(100_000, 1));
+    world.nodes.iter_mut().for_each(|node| node.full = true);
+    world.recall_inode(7, ino);
+    world.run_for(renewal);
+    assert_eq!(flushing(&world), [0; 0], "the caches above may be stuck, which is no commit");
+    world.obey();
+    world.run_for(renewal);
+    assert_eq!(flushing(&world), [7]);
+    world.nodes.iter_mut().for_each(|node| node.full = false);
+    world.run_until(|world| world.count(is_recalled) == 1);
+    world.run_for(renewal);
+    assert_eq!(flushing(&world), [0; 0]);
+    assert!(!world.is_dirty());
+}
+
+#[test]
+fn a_recall_that_meets_a_right_on_its_way_back_is_answered_once_it_is_back() {
+    for others_are_made in [false, true] {
+        let (mut world, _) = World::behind();
+        // What the answer to a retry grants may have been recalled since, so it goes back at once.
+        world.swallow = 1;
+        let unheard = world.submit(creation("unheard"));
+        world.drain();
+        world.held_back = Some(Vec::new());
+        while world.count(is_yield) == 0 {
+            world.run_until(|world| world.held_back.as_ref().is_some_and(|answers| !answers.is_empty()));
+            let (link, frame) = world.held_back.as_mut().unwrap().remove(0);
+            world.core.on_link(world.now, LinkEvent::Received { link, frame });
+            world.drain();
+        }
+        assert!(world.done.contains_key(&unheard));
+        if others_are_made {
+            // This one may bring any right, as far as is known here.
+            world.submit(creation("other"));
+            world.drain();
+        }
+        world.recall_inode(1, world.names[&name("unheard")]);
+        world.obey();
+        assert_eq!(world.count(is_recalled), 0);
+        world.let_go();
+        assert_eq!((world.count(is_recalled), world.count(is_yield)), (1, 1), "else this session counts as one that does not obey");
+        world.core.check_invariants();
+    }
+}
+
 #[test]
 fn files_that_are_committed_are_no_calls() {
     let (mut world, _) = World::behind();
