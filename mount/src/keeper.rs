@@ -432,7 +432,7 @@ impl Keeper {
         let (Invalidation::Inode { ino } | Invalidation::Name { directory: ino, .. } | Invalidation::Names { directory: ino }) = what;
         self.pages.lose(ino);
         let known = known(ino) > 0 || ino == dfs::types::ROOT;
-        if matches!(what, Invalidation::Inode { .. }) && self.turns.is_busy(ino) {
+        if matches!(what, Invalidation::Inode { .. }) && self.turns.has_leader(ino) {
             self.turns.wait(now, ino, now + limits::READER_PATIENCE, turns::Late::Recall { id, what, known });
         } else {
             self.recall(now, id, what, known);

@@ -144,9 +144,10 @@ impl Turns {
         self.files.get(&ino).is_some_and(|file| file.is_busy(u64::MAX))
     }
 
-    /// Has something that overtakes wait for those who asked before, but not longer than `until`.
+    /// Has something that overtakes wait for those who asked before, but not longer than `until`. A recall waits only for the reader whose turn
+    /// it is: the others may have to wait for whoever wants it obeyed.
     pub fn wait(&mut self, now: Time, ino: InodeId, until: Time, late: Late) {
-        let youngest = self.youngest;
+        let youngest = if let Late::Recall { .. } = late { 0 } else { self.youngest };
         self.files.entry(ino).or_default().waiting.push(Waiting { youngest, until, late });
         self.advance(now, ino);
     }
@@ -525,13 +526,18 @@ mod tests {
         script.turns.wait(script.now, INO, until, write());
         assert_eq!(script.wait().done(), ["late"]);
         assert_eq!(script.now, until);
-        script.turns.wait(
-            script.now,
-            INO,
-            until + limits::OVERTAKING_MAX,
-            Late::Recall { id: 1, what: Invalidation::Inode { ino: INO }, known: true },
-        );
+        // A recall waits only for the reader whose turn it is.
+        let mut script = Script::asked(&[1, 2]);
+        script.answer(2, 1).wait();
+        assert_eq!(script.done(), ["2v1"]);
+        let recall = || Late::Recall { id: 1, what: Invalidation::Inode { ino: INO }, known: true };
+        script.turns.wait(script.now, INO, script.now + limits::READER_PATIENCE, recall());
+        assert_eq!(script.goes_on(2).done(), ["late"]);
+        // When its session is over it comes to nothing.
+        let mut script = Script::asked(&[2]);
+        script.answer(2, 1).done();
+        script.turns.wait(script.now, INO, script.now + limits::READER_PATIENCE, recall());
         script.turns.forget_recalls();
-        assert!(script.answer(1, 1).goes_on(1).done() == ["1v1"], "the session of that recall is over");
+        assert!(script.goes_on(2).done().is_empty() && script.turns.files.is_empty());
     }
 }
