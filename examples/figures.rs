@@ -8,17 +8,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
 use clap::Parser;
 
 #[path = "common/programs.rs"]
 mod programs;
 
-use programs::{Result, binary, cpu_seconds, is_mounted, resident_mib};
+use programs::{Mount, Node, Result, binary, cpu_seconds, resident_mib};
 
 /// Options of the measurement.
 #[derive(Parser)]
@@ -46,8 +46,9 @@ type Figures = BTreeMap<&'static str, Vec<f64>>;
 /// A file system under measurement: server processes, a mount that can be renewed to make caches cold.
 struct System {
     name: &'static str,
-    nodes: Vec<Child>,
-    mount: Option<Child>,
+    /// Ends before the nodes do.
+    mount: Option<Mount>,
+    nodes: Vec<Node>,
     mount_command: Vec<String>,
     directory: PathBuf,
     /// CPU seconds of mount processes that have ended.
@@ -57,85 +58,41 @@ struct System {
 impl System {
     fn remount(&mut self) -> Result<()> {
         self.unmount()?;
-        let mut child =
-            Command::new(&self.mount_command[0]).args(&self.mount_command[1..]).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn()?;
-        let end = Instant::now() + Duration::from_secs(20);
-        while !is_mounted(&self.directory)? {
-            if let Some(status) = child.try_wait()? {
-                return Err(format!("{} did not mount: {status}", self.name).into());
-            }
-            if Instant::now() > end {
-                return Err(format!("{} did not mount in time", self.name).into());
-            }
-            std::thread::yield_now();
-        }
-        self.mount = Some(child);
+        let mut command = Command::new(&self.mount_command[0]);
+        command.args(&self.mount_command[1..]);
+        self.mount = Some(Mount::with(command, &self.directory)?);
         // The kernel's page cache of the backing tmpfs is the storage itself; only dentries and pages above it are dropped.
         fs::write("/proc/sys/vm/drop_caches", "3").ok();
         Ok(())
     }
 
     fn unmount(&mut self) -> Result<()> {
-        if let Some(mut child) = self.mount.take() {
-            self.cpu_ended += cpu_seconds(child.id());
-            let done = Command::new("umount").arg(&self.directory).status()?;
-            if !done.success() {
-                return Err("umount failed".into());
-            }
-            child.wait()?;
+        if let Some(mount) = self.mount.take() {
+            self.cpu_ended += mount.unmount()?;
         }
         Ok(())
     }
 
     fn cpu(&self) -> f64 {
-        let live: f64 = self.nodes.iter().chain(self.mount.iter()).map(|child| cpu_seconds(child.id())).sum();
+        let live: f64 = self.nodes.iter().map(Node::pid).chain(self.mount.iter().map(Mount::pid)).map(cpu_seconds).sum();
         live + self.cpu_ended
     }
 
     fn resident_nodes_mib(&self) -> f64 {
-        self.nodes.iter().map(|child| resident_mib(child.id())).sum()
+        self.nodes.iter().map(|node| resident_mib(node.pid())).sum()
     }
-}
-
-impl Drop for System {
-    fn drop(&mut self) {
-        let _ = self.unmount();
-        let _ = Command::new("umount").arg("-l").arg(&self.directory).stderr(Stdio::null()).status();
-        for node in &mut self.nodes {
-            let _ = node.kill();
-            let _ = node.wait();
-        }
-    }
-}
-
-fn start_node(join: Option<&str>) -> Result<(Child, String)> {
-    let mut command = Command::new(binary("dfs-node")?);
-    command.args(["--listen", "127.0.0.1:0", "--memory", "6GiB", "--log", "warn"]).stdout(Stdio::piped());
-    if let Some(address) = join {
-        command.args(["--join", address]);
-    }
-    let mut child = command.spawn()?;
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-    let address = line.split_whitespace().find_map(|word| word.strip_prefix("listen=")).ok_or("the node printed no ready line")?;
-    Ok((child, address.to_string()))
 }
 
 fn start_dfs(scratch: &Path) -> Result<System> {
     let directory = scratch.join("dfs");
-    fs::create_dir_all(&directory)?;
-    let (first, address) = start_node(None)?;
-    let mut nodes = vec![first];
-    for _ in 0..2 {
-        nodes.push(start_node(Some(&address))?.0);
-    }
+    let nodes = Node::start_all("6GiB", 3)?;
     let mount_command = vec![
         binary("dfs-mount")?.display().to_string(),
         "-f".into(),
         "--log".into(),
         "warn".into(),
         "--nodes".into(),
-        address.clone(),
+        nodes[0].address.clone(),
         directory.display().to_string(),
     ];
     Ok(System { name: "dfs", nodes, mount: None, mount_command, directory, cpu_ended: 0.0 })
