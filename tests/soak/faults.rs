@@ -126,7 +126,11 @@ impl Faults {
         if kind == "cut from some" {
             let only_a_mount = self.random.chance(1, 3);
             let some = |random: &mut Random, name: &str| if only_a_mount { name.starts_with("mount") } else { random.chance(1, 2) };
-            peers.retain(|(name, _)| some(&mut self.random, name));
+            let any = self.random.below(peers.len() as u64) as usize;
+            let chosen: Vec<bool> = peers.iter().enumerate().map(|(at, (name, _))| some(&mut self.random, name) || at == any).collect();
+            let mut chosen = chosen.into_iter();
+            // With mounts only, one of them is taken out below.
+            peers.retain(|(name, _)| chosen.next() == Some(true) && (!only_a_mount || name.starts_with("mount")));
             if only_a_mount {
                 peers.remove(self.random.below(MOUNTS as u64) as usize);
             }
