@@ -231,13 +231,18 @@ impl Behind {
         Some(taken)
     }
 
-    /// The job has committed all of its runs that end at or before `end`. Gives what they were charged for.
+    /// The job has committed all of its runs up to `end`, of one that goes on beyond it the beginning: what is committed is never sent again,
+    /// or a file whose last part finds no room would be committed without an end. Gives what it was charged for.
     pub(super) fn on_part(&mut self, ino: InodeId, end: u64) -> u64 {
         self.writes += 1;
         let Some(dirty) = self.files.get_mut(&ino) else { return 0 };
         let before = dirty.size();
         dirty.commits = self.writes;
         dirty.flying.retain(|(offset, bytes)| offset + bytes.len() as u64 > end);
+        for (offset, bytes) in dirty.flying.iter_mut().filter(|(offset, _)| *offset < end) {
+            *bytes = bytes.slice((end - *offset) as usize..);
+            *offset = end;
+        }
         dirty.flying_bytes = dirty.flying.iter().map(|(_, bytes)| bytes.len()).sum();
         let after = dirty.size();
         self.resize(before, after);

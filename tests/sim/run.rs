@@ -568,7 +568,8 @@ impl Run {
         // Faults end by their own alarms; the longest takes less than this.
         self.run_for(10 * SECOND);
         self.working = false;
-        let deadline = limits::OP_TIMEOUT.as_nanos() as u64 + 5 * SECOND;
+        // As long as any call may take, see `on_done`.
+        let deadline = 3 * limits::OP_TIMEOUT.as_nanos() as u64 + 5 * SECOND;
         self.run_until(deadline, "answering every call", |run| {
             let busy = run.workload.as_ref().map_or(0, Workload::busy);
             (busy > 0).then(|| format!("{busy} calls wait"))

@@ -314,9 +314,10 @@ impl Kernel {
         for page in pages {
             let _lock = self.lock(Lockable::Page(ino, page), Mode::Exclusive).await;
             // An error of a write-back shows at the next fsync; here the page is gone either way.
-            let _ = self.launder(ino, page).await;
+            let written = self.launder(ino, page).await;
             self.state(|state| {
                 state.changes += 1;
+                state.unwritten.extend(written.err().map(|status| (ino, status)));
                 if let Some(inode) = state.inodes.get_mut(&ino) {
                     inode.pages.remove(&page);
                 }

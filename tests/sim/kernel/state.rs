@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use dfs::status::Status;
 use dfs::time::Time;
 use dfs::types::{Attributes, InodeId};
 use dfs_mount::requests::{Context, Handle, Keep, Reply, Request};
@@ -93,6 +94,8 @@ pub struct State {
     pub scheduled: BTreeMap<u64, Time>,
     /// Files that are mapped, with the descriptor that keeps them open.
     pub mapped: BTreeMap<InodeId, Handle>,
+    /// Files of which pages could not be written back when they were dropped, until somebody is told.
+    pub unwritten: BTreeMap<InodeId, Status>,
     /// Counts everything that may let a task go on.
     pub changes: u64,
 }

@@ -553,8 +553,9 @@ impl Kernel {
             let _lock = self.lock(Lockable::Page(open.ino, page), Mode::Exclusive).await;
             self.launder(open.ino, page).await?;
         }
-        match self.ask(user(0), Request::Sync { ino: open.ino, handle: Some(open.handle), directory: false }).await.0.0 {
-            Fuse::Error(status) => Err(status),
+        let synced = self.ask(user(0), Request::Sync { ino: open.ino, handle: Some(open.handle), directory: false }).await.0.0;
+        match (self.state(|state| state.unwritten.remove(&open.ino)), synced) {
+            (Some(status), _) | (None, Fuse::Error(status)) => Err(status),
             _ => Ok(()),
         }
     }
