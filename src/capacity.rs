@@ -20,6 +20,12 @@ pub fn reservation_charge(length: u64) -> u64 {
     chunk_charge(length) + limits::RESERVATION_OVERHEAD_BYTES
 }
 
+/// What the cluster will be fuller by at most once so many bytes in so many runs are committed: a client reserves that before it accepts
+/// them. A commit that came to more would find a full cluster.
+pub fn behind_charge(bytes: u64, runs: u64) -> u64 {
+    bytes + group_hashes(bytes) + runs * limits::BEHIND_RUN_CHARGE
+}
+
 /// The largest amount that fits `copies` times into rooms, no two copies of anything in one room.
 pub fn fitting(rooms: &[u64], copies: u64) -> u64 {
     if copies == 0 || (rooms.len() as u64) < copies {

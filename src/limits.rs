@@ -216,6 +216,9 @@ pub const LOCATE_EXTENTS_MAX: usize = 1 << 18;
 pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
 /// Memory that each upload of a chunk is charged for.
 pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
+/// A node takes chunks of clients until what it lends is exceeded by this part of it: what was accepted must find its place although
+/// records that nobody reserves room for (of outcomes, rights and locks) have come meanwhile.
+pub const ROOM_TOLERANCE_SHARE: u64 = 64;
 /// Memory that a reserved run of a file is charged for beside what a chunk of its length is: the chunk's record on a voter.
 pub const RESERVATION_OVERHEAD_BYTES: u64 = 256;
 /// Reserved runs of one slot that a fold leaves alone; where there are more, only those that are too long to be written inline.
@@ -442,6 +445,9 @@ pub const CROWDED_PAUSE: Duration = Duration::from_secs(10);
 /// Room that a client has reserved ahead of what it has accepted: at first, and at most.
 pub const RESERVE_STEP_MIN: u64 = 1 << 20;
 pub const RESERVE_STEP_MAX: u64 = 64 << 20;
+/// What cannot be reserved ahead, so that names can still be made: this part of all space, and at most so much.
+pub const RESERVE_NAMES_SHARE: u64 = 64;
+pub const RESERVE_NAMES_MAX: u64 = 16 << 20;
 /// A client that was given less than it wanted, or was asked to give back, asks for more after this long.
 pub const RESERVE_PAUSE: Duration = Duration::from_millis(2000);
 /// A client that has nothing to commit gives back what it has reserved after this long.

@@ -145,6 +145,7 @@ impl Core {
             _ if ask.uncertain || ask.sent.is_some() => Status::TimedOut,
             Status::WrongCluster => Status::WrongCluster,
             Status::Busy => Status::Busy,
+            Status::Reclaiming => Status::NoSpace,
             _ => Status::Unavailable,
         };
         self.end_ask(now, id, Err(status));
@@ -213,6 +214,7 @@ impl Core {
         let leads = matches!(ask.target, Target::Leader);
         ask.last = status;
         ask.attempts += 1;
+        let is_write = matches!(ask.kind, Kind::Op(Op::Write { .. } | Op::Fold { .. } | Op::Allocate { .. } | Op::Copy { .. }));
         match status {
             Status::NotLeader if leads => {
                 ask.hints += 1;
@@ -240,9 +242,15 @@ impl Core {
             }
             Status::Busy => {
                 ask.busy += 1;
-                let is_write = matches!(ask.kind, Kind::Op(Op::Write { .. } | Op::Fold { .. } | Op::Allocate { .. } | Op::Copy { .. }));
                 if is_write && (!ask.uncertain || ask.busy >= BUSY_IN_A_ROW) {
                     return self.end_ask(now, id, Err(status));
+                }
+            }
+            // What was refused is asked for anew, under another number; whoever brings bytes does that itself.
+            Status::Reclaiming if !is_write => {
+                if let Some(number) = ask.number.take() {
+                    (ask.told_below, ask.uncertain) = (RequestNumber(0), false);
+                    self.session.close_number(number);
                 }
             }
             Status::SessionGone if self.phase == Phase::Ready && ask.needs_session() && !matches!(ask.owner, Owner::Open) => {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Bytes, BytesMut};
 
-use crate::capacity::group_hashes;
+use crate::capacity::behind_charge;
 use crate::limits;
 use crate::status::Status;
 use crate::time::Time;
@@ -90,13 +90,7 @@ pub(super) struct Behind {
 
 /// What a write of that length is charged for at most, until it is committed.
 pub(super) fn charge(length: usize) -> u64 {
-    charge_of((length, length / limits::SLOT_BYTES as usize + 2))
-}
-
-/// What the cluster will charge for bytes in so many runs at most, by its own formula: a commit that came to more than was reserved
-/// would be refused for ever in a full cluster.
-fn charge_of((bytes, runs): (usize, usize)) -> u64 {
-    bytes as u64 + group_hashes(bytes as u64) + runs as u64 * limits::BEHIND_RUN_CHARGE
+    behind_charge(length as u64, length as u64 / limits::SLOT_BYTES + 2)
 }
 
 impl Behind {
@@ -124,7 +118,7 @@ impl Behind {
 
     /// The room that all of it will take at most.
     pub(super) fn charge(&self) -> u64 {
-        charge_of((self.bytes, self.runs))
+        behind_charge(self.bytes as u64, self.runs as u64)
     }
 
     /// Whether anything of the file is not committed.
@@ -246,7 +240,7 @@ impl Behind {
         dirty.flying_bytes = dirty.flying.iter().map(|(_, bytes)| bytes.len()).sum();
         let after = dirty.size();
         self.resize(before, after);
-        charge_of((before.0 - after.0, before.1 - after.1))
+        behind_charge((before.0 - after.0) as u64, (before.1 - after.1) as u64)
     }
 
     /// The job has committed everything.
@@ -266,7 +260,7 @@ impl Behind {
     pub(super) fn on_failed(&mut self, now: Time, ino: InodeId, status: Status, yielding: bool) -> u64 {
         let Some(dirty) = self.files.get_mut(&ino) else { return 0 };
         let before = dirty.size();
-        let flying = charge_of((dirty.flying_bytes, dirty.flying.len()));
+        let flying = behind_charge(dirty.flying_bytes as u64, dirty.flying.len() as u64);
         (dirty.job, dirty.failed) = (None, Some(status));
         dirty.flown = dirty.committed;
         dirty.may_have_yielded |= yielding;

@@ -43,7 +43,11 @@ impl ChunkRecord {
     }
 
     pub fn weight(&self) -> u64 {
-        176 + (self.holders.len() * size_of::<NodeId>()) as u64
+        Self::weight_with(self.holders.len())
+    }
+
+    fn weight_with(holders: usize) -> u64 {
+        176 + (holders * size_of::<NodeId>()) as u64
     }
 }
 
@@ -124,22 +128,20 @@ impl Namespace {
         Ok(())
     }
 
-    /// What the operation adds, if it still fits; what it frees counts, and what others have reserved. Errors: `NoSpace`.
-    pub(super) fn check_capacity(
-        &self,
-        claims: &Claims,
-        references: &References,
-        shift: Shift,
-        payer: Option<SessionId>,
-    ) -> Result<u64, Status> {
+    /// By how much the operation makes the cluster fuller, if that still fits beside everything that is reserved. What is `paid` was
+    /// accepted within a reservation and is never refused: should its chunks have been cut smaller than was thought, because no two nodes
+    /// had room for larger ones, their overhead is what the books are exceeded by. Errors: `NoSpace`.
+    pub(super) fn check_capacity(&self, claims: &Claims, references: &References, shift: Shift, paid: bool) -> Result<u64, Status> {
         let (mut added, mut freed, mut brought) = (shift.added, shift.freed, 0);
         for (hash, &change) in references {
             match (self.store.chunk(hash), claims.get(hash)) {
                 (None, Some(claim)) if change > 0 => {
-                    added += chunk_charge(u64::from(claim.length));
+                    added += chunk_charge(u64::from(claim.length)) + ChunkRecord::weight_with(claim.receipts.len());
                     brought += u64::from(claim.length);
                 }
-                (Some(chunk), _) if chunk.references as i64 + change == 0 => freed += chunk_charge(u64::from(chunk.length)),
+                (Some(chunk), _) if chunk.references as i64 + change == 0 => {
+                    freed += chunk_charge(u64::from(chunk.length)) + chunk.weight();
+                }
                 _ => {}
             }
         }
@@ -148,15 +150,11 @@ impl Namespace {
         if shift.filled > 0 && brought <= shift.filled {
             return Ok(0);
         }
-        // The namespace lies in the same memory on every voter.
-        let usage = self.store.usage();
-        let own = payer.map_or(0, |session| self.reserved(session));
-        let used = usage.charged_bytes + usage.namespace_bytes + (usage.reserved_bytes - own);
-        // What lies within the payer's own reservation was counted when it was made.
-        if added > freed && added - freed > own && used + (added - freed) > self.capacity {
+        let growth = added.saturating_sub(freed);
+        if growth > 0 && !paid && growth > self.spare() {
             return Err(Status::NoSpace);
         }
-        Ok(added.saturating_sub(freed))
+        Ok(growth)
     }
 
     /// Applies what an operation adds to and takes from the references; claims have been checked.

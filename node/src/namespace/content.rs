@@ -51,6 +51,7 @@ struct Plan {
     /// Of the stored slots that the plan replaces.
     old_blocks: u64,
     old_inline: u64,
+    old_weight: u64,
     old_reserved: Reservations,
 }
 
@@ -58,7 +59,7 @@ impl Plan {
     fn new(ino: InodeId, file: &File) -> Plan {
         let file = File { layout: file.layout + 1, ..file.clone() };
         let (slots, references) = (BTreeMap::new(), References::new());
-        Plan { ino, file, slots, references, old_blocks: 0, old_inline: 0, old_reserved: Reservations::default() }
+        Plan { ino, file, slots, references, old_blocks: 0, old_inline: 0, old_weight: 0, old_reserved: Reservations::default() }
     }
 
     /// Changes a slot that was planned.
@@ -66,16 +67,15 @@ impl Plan {
         change(self.slots.get_mut(&index).expect("the slot was planned"), &mut self.references)
     }
 
-    /// What the slots will take and give back of the space that is not chunks': the charge of reservations, and inline bytes.
+    /// What the slots will take and give back of the space that is not chunks': the charge of reservations, and their own records with
+    /// inline bytes.
     fn shift(&self) -> Shift {
-        let mut shift = Shift { freed: self.old_reserved.charge, ..Shift::default() };
-        let (mut inline, mut reserved) = (0, 0);
-        for slot in self.slots.values() {
-            inline += slot.inline_bytes();
+        let mut shift = Shift { freed: self.old_reserved.charge + self.old_weight, ..Shift::default() };
+        let mut reserved = 0;
+        for slot in self.slots.values().filter(|slot| !slot.pieces().is_empty()) {
             reserved += slot.reserved().bytes;
-            shift.added += slot.reserved().charge;
+            shift.added += slot.reserved().charge + slot.weight();
         }
-        shift.freed += self.old_inline.saturating_sub(inline);
         shift.filled = self.old_reserved.bytes.saturating_sub(reserved);
         shift
     }
@@ -111,6 +111,7 @@ impl Namespace {
             let Some(stored) = self.store.slot(plan.ino, index) else { return Slot::new(plan.file.layout) };
             plan.old_blocks += stored.blocks();
             plan.old_inline += stored.inline_bytes();
+            plan.old_weight += stored.weight();
             plan.old_reserved.bytes += stored.reserved().bytes;
             plan.old_reserved.charge += stored.reserved().charge;
             if plan.file.hides(index, stored.born) {
@@ -163,7 +164,7 @@ impl Namespace {
         if sound { Ok(()) } else { Err(Status::InvalidArgument) }
     }
 
-    /// Whether the plan may be carried out; gives what it adds to the stored chunks. The payer's reservation may be used up for it.
+    /// Whether the plan may be carried out; gives by how much the cluster is fuller then. The payer has reserved that.
     fn check_plan(&self, plan: &Plan, claims: &Claims, payer: Option<SessionId>) -> Result<u64, Status> {
         if plan.slots.values().any(|slot| slot.pieces().len() > limits::SLOT_EXTENTS_MAX) {
             return Err(Status::Busy);
@@ -174,7 +175,7 @@ impl Namespace {
             return Err(Status::NoSpace);
         }
         self.check_claims(claims, &plan.references)?;
-        self.check_capacity(claims, &plan.references, plan.shift(), payer)
+        self.check_capacity(claims, &plan.references, plan.shift(), payer.is_some())
     }
 
     /// Carries the plan out, all but the inode.
@@ -213,8 +214,8 @@ impl Namespace {
         let payer = Some(session).filter(|_| how.behind.is_some());
         let added = self.check_plan(&plan, &claims, payer)?;
         // So has what is written into space that the file has reserved.
-        if plan.shift().filled == 0 && payer.is_none_or(|session| self.reserved(session) == 0) {
-            self.check_room()?;
+        if plan.shift().filled == 0 && payer.is_none() {
+            self.check_room(0)?;
         }
         plan.file.data_version += 1;
         let file = self.store_plan(plan, &claims);

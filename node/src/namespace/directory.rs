@@ -12,6 +12,9 @@ use super::command::Effect;
 use super::inode::{Inode, SET_GROUP_ID};
 use super::store::Entry;
 
+/// What a new name and its inode take besides the bytes of the name: their records, and that of who may write the file alone.
+const NAME_CHARGE: u64 = 512;
+
 /// What `Create` makes, apart from where.
 pub(super) struct NewInode<'a> {
     pub kind: &'a NewKind,
@@ -103,8 +106,9 @@ impl Namespace {
         if directory && parent.links >= limits::LINKS_MAX {
             return Err(Status::TooManyLinks);
         }
-        self.check_room()?;
+        let target = if let NewKind::Symlink { target } = new.kind { target.len() } else { 0 };
         let inherited = self.inherit(place.parent, new.kind, new.mode, new.umask);
+        self.check_room((place.name.as_bytes().len() + target) as u64 + inherited.weight() + NAME_CHARGE)?;
         let (mut mode, mut gid) = (inherited.mode, new.gid);
         if parent.mode & SET_GROUP_ID != 0 {
             gid = parent.gid;
@@ -137,7 +141,7 @@ impl Namespace {
         if inode.links >= limits::LINKS_MAX {
             return Err(Status::TooManyLinks);
         }
-        self.check_room()?;
+        self.check_room(place.name.as_bytes().len() as u64 + NAME_CHARGE)?;
         self.store.update_inode(ino, |inode| {
             inode.version += 1;
             inode.links += 1;
@@ -272,12 +276,11 @@ impl Namespace {
         });
     }
 
-    /// Whether something new may be made.
-    pub(super) fn check_room(&self) -> Result<(), Status> {
-        if self.store.usage().namespace_bytes >= self.header.limits.namespace_bytes_max {
-            return Err(Status::NoSpace);
-        }
-        Ok(())
+    /// Whether records of so many bytes may be added: the namespace lies in the same memory as chunks, of which others may have reserved
+    /// the rest.
+    pub(super) fn check_room(&self, growth: u64) -> Result<(), Status> {
+        let namespace_is_full = self.store.usage().namespace_bytes >= self.header.limits.namespace_bytes_max;
+        if namespace_is_full || growth > self.spare() { Err(Status::NoSpace) } else { Ok(()) }
     }
 }
 

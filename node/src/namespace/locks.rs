@@ -106,7 +106,7 @@ impl Namespace {
         let grows = table.len() > old.map_or(0, LockTable::len);
         if grows {
             let full = table.len() > limits::LOCKS_PER_INODE_MAX || self.store.lock_index().count(session) >= limits::LOCKS_PER_SESSION_MAX;
-            if full || self.check_room().is_err() {
+            if full || self.check_room(weight(&table)).is_err() {
                 return Err(Status::NoLocks);
             }
         }

@@ -211,9 +211,15 @@ impl Namespace {
         });
     }
 
-    /// What chunks may be charged for in all, one copy each, in bytes: beyond it writes are refused.
+    /// What chunks and the namespace may be charged for in all, one copy each, in bytes: beyond it whatever adds something is refused.
     pub fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// What of it is neither used nor reserved by a session. The namespace counts: it lies in the same memory on every voter.
+    pub fn spare(&self) -> u64 {
+        let usage = self.store.usage();
+        self.capacity.saturating_sub(usage.charged_bytes + usage.namespace_bytes + usage.reserved_bytes)
     }
 
     /// The cluster map.

@@ -23,6 +23,9 @@ use super::session::{Outcome, Session};
 /// The bytes of a name, shared by the entry and the index by cookie.
 pub(super) type NameBytes = Arc<[u8]>;
 
+/// What an extended attribute takes besides its name and value.
+pub(super) const XATTR_RECORD_BYTES: usize = 128;
+
 /// Names one record. The order of the variants and of their fields is the order of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
@@ -144,7 +147,7 @@ impl Record {
     fn weight(&self, key: &Key) -> u64 {
         match (key, self) {
             (Key::Entry(_, name), _) => 168 + name.len() as u64,
-            (Key::Xattr(_, name), Record::Xattr(value)) => 128 + (name.len() + value.len()) as u64,
+            (Key::Xattr(_, name), Record::Xattr(value)) => (XATTR_RECORD_BYTES + name.len() + value.len()) as u64,
             (_, Record::Inode(inode)) => inode.weight(),
             (_, Record::Slot(slot)) => slot.weight(),
             (_, Record::Chunk(chunk)) => chunk.weight(),

@@ -54,19 +54,19 @@ impl Namespace {
         Ok(Replied::Done)
     }
 
-    /// Gives back at once; gives more only as far as nobody else counts on it.
+    /// Gives back at once; gives more only as far as nobody else counts on it, and leaves something for the names of files that the bytes
+    /// will go to: those are nobody's reservation.
     pub(super) fn reserve(&mut self, session: SessionId, bytes: u64) -> Result<Replied, Status> {
         let own = self.reserved(session);
-        let usage = self.store.usage();
-        let used = usage.charged_bytes + usage.namespace_bytes + (usage.reserved_bytes - own);
-        let bytes = bytes.min(own.max(self.capacity().saturating_sub(used)));
+        let names = (self.capacity() / limits::RESERVE_NAMES_SHARE).min(limits::RESERVE_NAMES_MAX);
+        let bytes = bytes.min(own + self.spare().saturating_sub(names));
         if bytes != own {
             self.change_session(session, |session| session.reserved = bytes);
         }
         Ok(Replied::Reserved { bytes })
     }
 
-    /// After a commit of bytes written behind: they have taken their room, and the right goes back if that was said.
+    /// After a commit of bytes written behind: they have taken their room, their records included, and the right goes back if that was said.
     pub(super) fn settle_behind(&mut self, session: SessionId, ino: InodeId, behind: Option<Behind>, added: u64) {
         let Some(behind) = behind else { return };
         if added > 0 && self.reserved(session) > 0 {

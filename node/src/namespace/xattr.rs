@@ -12,12 +12,21 @@ use dfs::xattr::{ACCESS_ACL, CAPABILITY, DEFAULT_ACL, XattrClass, XattrCondition
 use super::Namespace;
 use super::acl::Acl;
 use super::inode::{Inode, SET_GROUP_ID};
+use super::store::XATTR_RECORD_BYTES;
 
 /// What a new inode gets from its parent, and from the umask of who makes it.
 pub(super) struct Inherited {
     pub mode: u16,
     access: Option<Acl>,
     default: Option<Acl>,
+}
+
+impl Inherited {
+    /// Memory that it takes, at most about.
+    pub fn weight(&self) -> u64 {
+        let acls = self.access.iter().chain(&self.default);
+        acls.map(|acl| (2 * XATTR_RECORD_BYTES + acl.to_bytes().len()) as u64).sum()
+    }
 }
 
 /// An attribute to be set.
@@ -203,7 +212,8 @@ impl Namespace {
         if count > limits::XATTRS_PER_INODE_MAX || list > limits::XATTR_LIST_BYTES_MAX || bytes > limits::XATTR_INODE_BYTES_MAX {
             return Err(Status::NoSpace);
         }
-        self.check_room()
+        let old = self.store.xattr(ino, name).map_or(0, |value| XATTR_RECORD_BYTES + name.len() + value.len());
+        self.check_room((XATTR_RECORD_BYTES + name.len() + length).saturating_sub(old) as u64)
     }
 
     fn put_xattr(&mut self, ino: InodeId, name: &[u8], value: Option<&[u8]>) {

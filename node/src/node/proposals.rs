@@ -201,9 +201,11 @@ impl Node {
     fn soften_no_space(&mut self, command: &Command, result: Result<Replied, Status>) -> Result<Replied, Status> {
         match (command, &result) {
             (_, Err(Status::NoSpace)) if self.is_reclaiming() => Err(Status::Reclaiming),
-            (Command::Request { session, .. }, Err(Status::NoSpace)) if self.ask_for_reserved(*session) => Err(Status::Reclaiming),
-            (Command::Request { session, op: Op::Reserve { bytes: wanted }, .. }, Ok(Replied::Reserved { bytes })) if bytes < wanted => {
-                self.ask_for_reserved(*session);
+            (Command::Request { session, op, .. }, Err(Status::NoSpace)) if self.ask_for_reserved(*session, op) => Err(Status::Reclaiming),
+            (Command::Request { session, op: op @ Op::Reserve { bytes: wanted }, .. }, Ok(Replied::Reserved { bytes }))
+                if bytes < wanted =>
+            {
+                self.ask_for_reserved(*session, op);
                 result
             }
             _ => result,

@@ -298,7 +298,15 @@ impl Node {
 
     /// Whether a chunk of that length fits beside the namespace.
     pub(super) fn has_room(&self, length: u64) -> bool {
-        let taken = self.chunks.usage().charged.saturating_add(self.namespace.usage().namespace_bytes);
-        taken.saturating_add(length) <= self.config.memory
+        self.taken().saturating_add(length) <= self.config.memory
+    }
+
+    /// The same of a chunk that a client brings, for which it has reserved room in the cluster.
+    pub(super) fn has_room_for_upload(&self, length: u64) -> bool {
+        self.taken().saturating_add(length) <= self.config.memory + self.config.memory / limits::ROOM_TOLERANCE_SHARE
+    }
+
+    fn taken(&self) -> u64 {
+        self.chunks.usage().charged.saturating_add(self.namespace.usage().namespace_bytes)
     }
 }

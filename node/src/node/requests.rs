@@ -197,7 +197,7 @@ impl Node {
     fn put(&mut self, epoch: Epoch, hash: ChunkHash, instance: Instance, bytes: Bytes) -> Result<(), Status> {
         self.check_placement(epoch, &hash)?;
         // The copy of the namespace lives inside the same budget.
-        let result = if self.has_room(bytes.len() as u64) || self.chunks.contains(&hash) {
+        let result = if self.has_room_for_upload(bytes.len() as u64) || self.chunks.contains(&hash) {
             self.chunks.upload(self.now, hash, instance, Some(bytes))
         } else {
             Err(Status::Full)

@@ -8,6 +8,7 @@ use dfs::limits;
 use dfs::time::Time;
 use dfs::types::{RequestNumber, SessionId, Term};
 use dfs::wire::message::Notice;
+use dfs::wire::namespace::Op;
 
 use super::Node;
 use super::leader::Duty;
@@ -79,19 +80,24 @@ impl Shortage {
 }
 
 impl Node {
-    /// Somebody is about to be told that there is no space. Asks those who have reserved some and may not need it; tells whether the answer
-    /// should wait for theirs.
-    pub(super) fn ask_for_reserved(&mut self, session: SessionId) -> bool {
+    /// A session is about to be told that there is no space for what it asked for. Asks those who have reserved some and may not need it,
+    /// also the session itself if this is for something else than more of that; tells whether the answer should wait for theirs.
+    pub(super) fn ask_for_reserved(&mut self, session: SessionId, op: &Op) -> bool {
         let (usage, most, now) = (self.namespace.usage(), self.namespace.limits(), self.now);
+        let asker = matches!(op, Op::Reserve { .. } | Op::Allocate { .. }).then_some(session);
+        // Where a whole commit would fit, the reason is another one.
+        if asker.is_none() && self.namespace.spare() >= (limits::WRITE_CHUNKS_MAX * limits::CHUNK_BYTES_MAX) as u64 {
+            return false;
+        }
         let metadata_is_full = usage.namespace_bytes >= most.namespace_bytes_max
             || usage.inline_bytes + limits::INLINE_WRITE_BYTES_MAX as u64 > most.inline_bytes_max;
-        if metadata_is_full || usage.reserved_bytes == self.namespace.reserved(session) {
+        if metadata_is_full || usage.reserved_bytes == asker.map_or(0, |session| self.namespace.reserved(session)) {
             return false;
         }
         let Some(leading) = &mut self.leading else { return false };
         let (ask, early) = leading.shortage.on_refusal(now);
         if ask {
-            let reserving = self.namespace.sessions().filter(|(other, known)| *other != session && known.reserved > 0);
+            let reserving = self.namespace.sessions().filter(|(other, known)| Some(*other) != asker && known.reserved > 0);
             let reserving: Vec<SessionId> = reserving.map(|(other, _)| other).collect();
             reserving.into_iter().for_each(|other| self.tell_session(other, Notice::SpaceShort));
         }

@@ -258,6 +258,24 @@ fn whoever_is_asked_for_space_gives_back_what_it_does_not_need() {
     assert!(!world.is_dirty());
 }
 
+#[test]
+fn a_name_that_finds_no_room_yet_is_asked_for_again_under_another_number() {
+    let (mut world, _) = World::behind();
+    world.refuse = vec![Status::NoSpace, Status::Reclaiming, Status::Reclaiming];
+    assert!(matches!(world.call(creation("g")), Err(Status::NoSpace)), "in the end the cluster says so");
+    world.refuse = vec![Status::Reclaiming, Status::Reclaiming];
+    let before = world.log.len();
+    world.create("h");
+    let numbers: Vec<_> = world.log[before..]
+        .iter()
+        .filter_map(|(_, request)| match request {
+            Request::Namespace { number, op: Op::Create { .. }, .. } => Some(number.0),
+            _ => None,
+        })
+        .collect();
+    assert!(numbers.len() == 3 && numbers.windows(2).all(|pair| pair[0] < pair[1]), "{numbers:?}");
+}
+
 impl World {
     fn notice(&mut self, notice: Notice) {
         let link = *self.links.iter().find(|(_, at)| **at == self.leader).expect("a link to the leader").0;

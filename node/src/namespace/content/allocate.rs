@@ -66,12 +66,11 @@ impl Namespace {
 
     /// Whether so many more bytes could be reserved at all: a range far too large is refused at once, not when all space is used up.
     fn check_reservable(&self, missing: u64) -> Result<(), Status> {
-        self.check_room()?;
+        self.check_room(0)?;
         let (usage, limits) = (self.store.usage(), self.header.limits);
         let records = missing / limits::SLOT_BYTES * RESERVED_SLOT_BYTES;
-        let used = usage.charged_bytes.saturating_add(usage.namespace_bytes).saturating_add(usage.reserved_bytes);
         let fits =
-            used.saturating_add(missing) <= self.capacity && usage.namespace_bytes.saturating_add(records) <= limits.namespace_bytes_max;
+            missing.saturating_add(records) <= self.spare() && usage.namespace_bytes.saturating_add(records) <= limits.namespace_bytes_max;
         if fits || missing == 0 { Ok(()) } else { Err(Status::NoSpace) }
     }
 

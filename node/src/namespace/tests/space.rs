@@ -101,6 +101,56 @@ fn what_is_reserved_can_be_written_when_nothing_else_can() {
     world.namespace.check_invariants();
 }
 
+/// What the session has reserved is enough for what it was promised, whatever else wants room meanwhile, and however the bytes come.
+#[test]
+fn neither_names_nor_small_runs_eat_what_is_reserved() {
+    let mut world = World::new();
+    let files: Vec<InodeId> = (0..4).map(|index| world.file(&format!("f{index}"))).collect();
+    for &ino in &files {
+        assert!(matches!(world.op(Op::Acquire { ino }), Ok(Replied::Acquired { granted: true, .. })));
+    }
+    let used = |world: &World| world.namespace.capacity() - world.namespace.spare();
+    let Ok(Replied::Reserved { bytes }) = world.op(Op::Reserve { bytes: u64::MAX }) else { panic!("nothing was reserved") };
+    assert!(bytes > world.namespace.capacity() / 64 * 62 && world.namespace.spare() > 1000 * 700, "names find some room");
+    let target = vec![b'x'; 3000];
+    let refused = (0..).find_map(|index| world.create(ROOT, &format!("s{index}"), NewKind::Symlink { target: target.clone() }).err());
+    assert_eq!((refused, world.namespace.spare() < 4000), (Some(Status::NoSpace), true));
+    assert_eq!(world.write(files[0], WriteAt::Offset(0), &[1; 4000]).map(|_| ()), Err(Status::NoSpace), "nor does it fit unreserved");
+    // Runs of chunks and of inline bytes that split each other, in one commit and in many.
+    let (mut promised, mut left) = (0, bytes);
+    for round in 0..400_u64 {
+        let mut patches = Vec::new();
+        let mut chunks = Vec::new();
+        for run in 0..1 + round % 7 {
+            let at = WriteAt::Offset((round * 7919 + run * 104_729) % (3 * SLOT));
+            if (round + run) % 2 == 0 {
+                let claim = claim((round * 7 + run) as u8, 1 + round * 7 + run, &[1, 2]);
+                let source = Source::Chunk { hash: claim.hash, offset: 0 };
+                patches.push(Patch { at, length: u64::from(claim.length), source });
+                if chunks.iter().all(|other: &ChunkClaim| other.hash != claim.hash) {
+                    chunks.push(claim);
+                }
+            } else {
+                patches.push(Patch { at, length: 100, source: Source::Inline(Bytes::from(vec![round as u8 | 1; 100])) });
+            }
+        }
+        let bytes = patches.iter().map(|patch| patch.length).sum();
+        promised += dfs::capacity::behind_charge(bytes, patches.len() as u64);
+        let behind = Some(Behind { written: Timestamp::default(), yields: false });
+        let ino = files[(round % 4) as usize];
+        world.op(Op::Write { ino, patches, chunks, kill_privileges: false, behind }).unwrap();
+        let now = world.namespace.reserved(SESSION);
+        assert!(left - now <= dfs::capacity::behind_charge(bytes, 1 + round % 7), "more than was promised, round {round}");
+        left = now;
+    }
+    assert!(bytes - left <= promised && bytes - left > 100_000);
+    assert!(used(&world) <= world.namespace.capacity(), "the books are balanced");
+    world.unlink("s0").unwrap();
+    world.op(Op::Reserve { bytes: 0 }).unwrap();
+    world.write(files[0], WriteAt::Offset(0), &[1; 4000]).unwrap();
+    world.namespace.check_invariants();
+}
+
 #[test]
 fn what_cannot_fit_is_refused_at_once_and_what_fits_goes_in_slices() {
     let mut world = World::new();
