@@ -5,9 +5,20 @@
 use crate::cluster_map::ClusterMap;
 use crate::limits;
 
-/// Memory that a node is charged for one upload of a chunk of that length: its bytes, its group hashes, its place in the tables.
+/// The smallest step between sizes of allocations.
+const ALLOCATION_STEP_MIN: u64 = 16;
+
+/// Memory that a node is charged for one upload of a chunk of that length: its bytes as the allocator keeps them, its group hashes, its
+/// place in the tables.
 pub fn chunk_charge(length: u64) -> u64 {
-    length + group_hashes(length) + limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES
+    allocation(length) + group_hashes(length) + limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES
+}
+
+/// What an allocation of that length takes: allocators without headers have four sizes between one power of two and the next (jemalloc(3),
+/// "size classes"), so up to a quarter more than asked for. What was once used stays resident to the end.
+pub fn allocation(length: u64) -> u64 {
+    let step = (length.max(1).next_power_of_two() / 8).max(ALLOCATION_STEP_MIN);
+    length.next_multiple_of(step)
 }
 
 /// Memory for the hashes of a chunk's groups.
@@ -23,7 +34,8 @@ pub fn reservation_charge(length: u64) -> u64 {
 /// What the cluster will be fuller by at most once so many bytes in so many runs are committed: a client reserves that before it accepts
 /// them. A commit that came to more would find a full cluster.
 pub fn behind_charge(bytes: u64, runs: u64) -> u64 {
-    bytes + group_hashes(bytes) + runs * limits::BEHIND_RUN_CHARGE
+    // However the bytes will be divided among chunks.
+    bytes + bytes / 4 + group_hashes(bytes) + runs * limits::BEHIND_RUN_CHARGE
 }
 
 /// The largest amount that fits `copies` times into rooms, no two copies of anything in one room.
@@ -76,6 +88,14 @@ mod tests {
         assert_eq!(fitting(&[10], 2), 0);
         assert_eq!(fitting(&[], 0), 0);
         assert_eq!(fitting(&[u64::MAX, u64::MAX], 1), u64::MAX - 1);
+    }
+
+    #[test]
+    fn allocations_come_in_four_sizes_between_powers_of_two() {
+        let sizes = [(0, 0), (1, 16), (100, 112), (128, 128), (129, 160), (161, 192), (4096, 4096), (4097, 5120), (65_537, 80 << 10)];
+        sizes.into_iter().for_each(|(length, taken)| assert_eq!(allocation(length), taken, "{length}"));
+        assert_eq!((allocation(1 << 20), allocation((1 << 20) - 1), allocation(700 << 10)), (1 << 20, 1 << 20, 768 << 10));
+        assert!((1..100_000).all(|length| behind_charge(length, 1) >= chunk_charge(length)));
     }
 
     #[test]

@@ -212,7 +212,7 @@ pub const WRITE_CHUNKS_MAX: usize = 16;
 pub const HOLE_BYTES_MIN: usize = 64 << 10;
 /// Extents that one answer of `locate` lists.
 pub const LOCATE_EXTENTS_MAX: usize = 1 << 18;
-/// Memory that a chunk is charged for beside its bytes: map entries, the allocator's rounding.
+/// Memory that a chunk is charged for beside its bytes: map entries.
 pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
 /// Memory that each upload of a chunk is charged for.
 pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;

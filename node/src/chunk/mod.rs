@@ -2,6 +2,7 @@
 //! for them until they commit, and when to look whether the bytes are still good.
 
 mod audit;
+mod instances;
 mod scrub;
 mod store;
 mod uncommitted;

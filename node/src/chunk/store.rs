@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
 
 use bytes::Bytes;
-use dfs::capacity::chunk_charge;
+use dfs::capacity::{allocation, chunk_charge};
 use dfs::chunk_tree::{GroupHashes, widen};
 use dfs::limits::{CHUNK_BYTES_MAX, CHUNK_OVERHEAD_BYTES, INSTANCE_OVERHEAD_BYTES, INSTANCES_PER_CHUNK_MAX, LOST_REPORTS_MAX};
 use dfs::status::Status;
@@ -16,11 +16,9 @@ use dfs::types::{ByteRange, ChunkHash, Instance, SessionId};
 use dfs::wire::message::{Scrubbed, Verdict};
 
 use super::audit::{Audit, Upload};
+use super::instances::Instances;
 use super::scrub::{self, Scrub};
 use super::uncommitted::Uncommitted;
-
-/// A chunk's allocation may be so much longer than it. To shorten it by more costs no copy as a rule: the allocator cuts it at a page.
-const SPARE_BYTES_MAX: usize = 2048;
 
 /// Whether a deletion looks for other uploads of the same bytes. `Skipped` is a planted bug for tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,13 +74,13 @@ struct Chunk {
     /// `None` for a chunk of a single group.
     groups: Option<GroupHashes>,
     /// Never empty.
-    instances: BTreeSet<Instance>,
+    instances: Instances,
 }
 
 impl Chunk {
     fn charge(&self) -> u64 {
         let groups = self.groups.as_ref().map_or(0, GroupHashes::heap_bytes) as u64;
-        self.bytes.len() as u64 + groups + CHUNK_OVERHEAD_BYTES + self.instances.len() as u64 * INSTANCE_OVERHEAD_BYTES
+        allocation(self.bytes.len() as u64) + groups + CHUNK_OVERHEAD_BYTES + self.instances.len() as u64 * INSTANCE_OVERHEAD_BYTES
     }
 
     /// Whether the bytes still match their hash.
@@ -153,7 +151,7 @@ impl ChunkStore {
             chunk.bytes = owned(bytes);
             return self.link(now, hash, instance);
         }
-        let mut chunk = Chunk { bytes, groups, instances: BTreeSet::from([instance]) };
+        let mut chunk = Chunk { bytes, groups, instances: Instances::of(instance) };
         if self.usage.charged + chunk.charge() > self.usage.budget {
             return Err(Status::Full);
         }
@@ -240,7 +238,7 @@ impl ChunkStore {
         }
         let Some(chunk) = self.drop_chunk(hash) else { return false };
         self.scrub.found_corrupt();
-        for instance in chunk.instances {
+        for &instance in chunk.instances.iter() {
             // Beyond the bound the reader's next attempt finds the copy missing, which is as good, only later.
             if self.lost.len() < LOST_REPORTS_MAX {
                 self.lost.insert((*hash, instance));
@@ -356,8 +354,8 @@ impl ChunkStore {
     pub fn uploads_after(&self, after: Option<(ChunkHash, Instance)>) -> impl Iterator<Item = (ChunkHash, Instance)> {
         let from = after.map_or(Bound::Unbounded, |(hash, _)| Bound::Included(hash));
         self.chunks.range((from, Bound::Unbounded)).flat_map(move |(hash, chunk)| {
-            let behind = after.filter(|(first, _)| first == hash).map_or(Bound::Unbounded, |(_, instance)| Bound::Excluded(instance));
-            chunk.instances.range((behind, Bound::Unbounded)).map(|instance| (*hash, *instance))
+            let behind = after.filter(|(first, _)| first == hash).map(|(_, instance)| instance);
+            chunk.instances.behind(behind).map(|instance| (*hash, *instance))
         })
     }
 
@@ -426,10 +424,11 @@ impl ChunkStore {
     }
 }
 
-/// Bytes in an allocation of their own that is not much longer than they are: a slice of a receive buffer would keep all of it alive.
+/// Bytes in an allocation of their own that takes no more than it is charged for: a slice of a receive buffer would keep all of it alive. To
+/// shorten a long one costs no copy as a rule: the allocator cuts it at a page.
 fn owned(bytes: Bytes) -> Bytes {
     let mut vec = Vec::from(bytes); // Reuses the allocation if nobody shares it, copies otherwise.
-    if vec.capacity() > vec.len() + SPARE_BYTES_MAX {
+    if allocation(vec.capacity() as u64) > allocation(vec.len() as u64) {
         vec.shrink_to_fit();
     }
     Bytes::from(vec)

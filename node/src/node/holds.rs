@@ -27,7 +27,7 @@ struct Held {
 pub(super) struct Holds {
     sessions: BTreeMap<SessionId, Held>,
     /// Index of `open`: who holds an inode.
-    holders: BTreeMap<InodeId, BTreeSet<SessionId>>,
+    holders: BTreeSet<(InodeId, SessionId)>,
 }
 
 impl Holds {
@@ -52,7 +52,7 @@ impl Holds {
         }
         let newest = held.open.entry(ino).or_default();
         *newest = (*newest).max(sequence);
-        self.holders.entry(ino).or_default().insert(session);
+        self.holders.insert((ino, session));
         Ok(())
     }
 
@@ -95,22 +95,26 @@ impl Holds {
         }
     }
 
+    fn holders(&self, ino: InodeId) -> impl Iterator<Item = SessionId> {
+        self.holders.range((ino, SessionId(0))..=(ino, SessionId(u64::MAX))).map(|&(_, session)| session)
+    }
+
     /// Whether anybody has the inode open.
     pub fn is_held(&self, ino: InodeId) -> bool {
-        self.holders.contains_key(&ino)
+        self.holders(ino).next().is_some()
     }
 
     /// Whether another session has the inode open.
     pub fn is_held_by_other(&self, session: SessionId, ino: InodeId) -> bool {
-        self.holders.get(&ino).is_some_and(|sessions| sessions.iter().any(|other| *other != session))
+        self.holders(ino).any(|other| other != session)
     }
 
     /// Asserts that the index equals what it indexes.
     pub fn check_invariants(&self) {
-        let mut holders: BTreeMap<InodeId, BTreeSet<SessionId>> = BTreeMap::new();
+        let mut holders = BTreeSet::new();
         for (&session, held) in &self.sessions {
             for &ino in held.open.keys() {
-                holders.entry(ino).or_default().insert(session);
+                holders.insert((ino, session));
             }
             assert!(held.released.len() <= RELEASES_MAX && held.open.len() <= HOLDS_MAX);
         }
@@ -118,12 +122,7 @@ impl Holds {
     }
 
     fn unindex(&mut self, session: SessionId, ino: InodeId) {
-        if let Some(sessions) = self.holders.get_mut(&ino) {
-            sessions.remove(&session);
-            if sessions.is_empty() {
-                self.holders.remove(&ino);
-            }
-        }
+        self.holders.remove(&(ino, session));
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use dfs::capacity::chunk_charge;
 use dfs::cluster_map::MemberState;
 use dfs::limits;
 use dfs::placement;
@@ -303,7 +304,7 @@ impl Node {
 
     /// The same of a chunk that a client brings, for which it has reserved room in the cluster.
     pub(super) fn has_room_for_upload(&self, length: u64) -> bool {
-        self.taken().saturating_add(length) <= self.config.memory + self.config.memory / limits::ROOM_TOLERANCE_SHARE
+        self.taken().saturating_add(chunk_charge(length)) <= self.config.memory + self.config.memory / limits::ROOM_TOLERANCE_SHARE
     }
 
     fn taken(&self) -> u64 {

@@ -26,7 +26,8 @@ struct Standing {
 #[derive(Debug, Default)]
 pub(super) struct RightsTable {
     sessions: BTreeMap<SessionId, Standing>,
-    holders: BTreeMap<InodeId, BTreeMap<SessionId, Held>>,
+    /// One table for all: with one for each inode a cached file would take three times as much.
+    holders: BTreeMap<(InodeId, SessionId), Held>,
 }
 
 impl RightsTable {
@@ -67,7 +68,7 @@ impl RightsTable {
             return false;
         }
         standing.inos.insert(ino);
-        let held = self.holders.entry(ino).or_default().entry(session).or_default();
+        let held = self.holders.entry((ino, session)).or_default();
         held.rights = held.rights.with(rights);
         if rights.contains(Rights::NAMES) {
             held.notices = 0;
@@ -77,33 +78,30 @@ impl RightsTable {
 
     /// What the session has of the inode.
     pub fn held(&self, session: SessionId, ino: InodeId) -> Rights {
-        self.holders.get(&ino).and_then(|holders| holders.get(&session)).map_or(Rights::NONE, |held| held.rights)
+        self.holders.get(&(ino, session)).map_or(Rights::NONE, |held| held.rights)
     }
 
     /// Who has anything of the inode.
     pub fn holders(&self, ino: InodeId) -> impl Iterator<Item = (SessionId, Held)> {
-        self.holders.get(&ino).into_iter().flatten().map(|(session, held)| (*session, *held))
+        let all = (ino, SessionId(0))..=(ino, SessionId(u64::MAX));
+        self.holders.range(all).map(|(&(_, session), held)| (session, *held))
     }
 
     /// The session is told to forget a name of the directory.
     pub fn count_notice(&mut self, session: SessionId, directory: InodeId) {
-        if let Some(held) = self.holders.get_mut(&directory).and_then(|holders| holders.get_mut(&session)) {
+        if let Some(held) = self.holders.get_mut(&(directory, session)) {
             held.notices = held.notices.saturating_add(1);
         }
     }
 
     /// Takes rights away.
     pub fn remove(&mut self, session: SessionId, ino: InodeId, rights: Rights) {
-        let Some(holders) = self.holders.get_mut(&ino) else { return };
-        let Some(held) = holders.get_mut(&session) else { return };
+        let Some(held) = self.holders.get_mut(&(ino, session)) else { return };
         held.rights = held.rights.without(rights);
         if !held.rights.is_empty() {
             return;
         }
-        holders.remove(&session);
-        if holders.is_empty() {
-            self.holders.remove(&ino);
-        }
+        self.holders.remove(&(ino, session));
         if let Some(standing) = self.sessions.get_mut(&session) {
             standing.inos.remove(&ino);
         }
@@ -125,24 +123,16 @@ impl RightsTable {
     fn clear(&mut self, session: SessionId) {
         let Some(standing) = self.sessions.get_mut(&session) else { return };
         for ino in std::mem::take(&mut standing.inos) {
-            if let Some(holders) = self.holders.get_mut(&ino) {
-                holders.remove(&session);
-                if holders.is_empty() {
-                    self.holders.remove(&ino);
-                }
-            }
+            self.holders.remove(&(ino, session));
         }
     }
 
     /// Asserts that both sides of the table agree and bounds hold.
     pub fn check_invariants(&self) {
         let mut inos: BTreeMap<SessionId, BTreeSet<InodeId>> = BTreeMap::new();
-        for (&ino, holders) in &self.holders {
-            assert!(!holders.is_empty(), "no empty lists of holders");
-            for (&session, held) in holders {
-                assert!(!held.rights.is_empty() && !held.rights.intersects(Rights::WRITE), "rights of the volatile kind");
-                inos.entry(session).or_default().insert(ino);
-            }
+        for (&(ino, session), held) in &self.holders {
+            assert!(!held.rights.is_empty() && !held.rights.intersects(Rights::WRITE), "rights of the volatile kind");
+            inos.entry(session).or_default().insert(ino);
         }
         for (session, standing) in &self.sessions {
             assert_eq!(inos.remove(session).unwrap_or_default(), standing.inos, "inodes of a session");
