@@ -5,13 +5,17 @@ mod common;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Cluster, Mount, ends_within, program, random_bytes, run, wait_until};
 use dfs::limits;
+use dfs::random::Random;
 
 /// What a loaded machine may add to a call's end.
 const SLACK: Duration = Duration::from_secs(3);
@@ -109,7 +113,7 @@ fn after_a_lazy_unmount_what_is_open_works_until_it_is_closed() {
     file.read_exact_at(&mut seen, 0).unwrap();
     assert_eq!(&seen, b"replaced");
     // The directory is open too: names below it can be reached and made.
-    let below = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&directory)));
+    let below = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
     fs::write(below.join("made"), b"late").unwrap();
     assert_eq!(names(&other.path().join("d")), ["f", "made"]);
     let last = random_bytes(3, 3 << 20);
@@ -282,6 +286,76 @@ fn a_killed_mount_makes_nobody_wait_longer_than_its_lease() {
     drop((seen, orphan));
     assert!(again.unmount().success());
     assert!(!victim.is_mounted(), "the dead mount is not below the new one either");
+}
+
+/// Makes, renames and removes a few names in a directory, the same ones as all others that do so, until that gives an error. Counts.
+fn quarrel(directory: &File, seed: u64, stop: &AtomicBool, count: &AtomicUsize) -> i32 {
+    let mut random = Random::new(seed);
+    // Not by the mount's name, which it may lose before its end.
+    let directory = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    while !stop.load(Ordering::Relaxed) {
+        let mut name = || directory.join(format!("n{}", random.below(4)));
+        let (one, another) = (name(), name());
+        let done = match random.below(4) {
+            0 => File::create(&one).map(drop),
+            1 => fs::rename(&one, &another),
+            2 => fs::remove_file(&one),
+            _ => fs::metadata(&one).map(drop),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        match done.map_err(|error| error.raw_os_error().expect("an errno")) {
+            Ok(()) | Err(libc::ENOENT | libc::EEXIST) => {}
+            Err(errno) => return errno,
+        }
+    }
+    0
+}
+
+/// Has processes on two mounts quarrel about names, and ends one mount by that signal while notices are under way. Its users must get errors, and
+/// the process must end. While the kernel carries out a notice about a name it waits for the directory's lock, which a call may hold that waits
+/// for the very process that sent the notice: when that ends, somebody has to end the circle.
+fn end_amid_notices(signal: i32, rounds: u64, mut ended: impl FnMut(&mut Mount)) {
+    let cluster = Cluster::start(1);
+    let other = Mount::new(&cluster);
+    fs::create_dir(other.path().join("d")).unwrap();
+    let mut random = Random::new(1);
+    for round in 0..rounds {
+        let mut victim = Mount::new(&cluster);
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let start = |root: &Path, user: u64| {
+            let (directory, stop, count) = (File::open(root.join("d")).unwrap(), stop.clone(), count.clone());
+            std::thread::spawn(move || quarrel(&directory, 10 * round + user, &stop, &count))
+        };
+        let users: Vec<_> = (0..6).map(|user| start(victim.path(), user)).collect();
+        let others: Vec<_> = (6..8).map(|user| start(other.path(), user)).collect();
+        let enough = 200 + random.below(1000) as usize;
+        wait_until(GROUP_WITHIN, "they quarrel", || count.load(Ordering::Relaxed) > enough);
+        victim.signal(signal);
+        wait_until(END_WITHIN + SLACK, "all users of the mount have their error", || users.iter().all(|user| user.is_finished()));
+        for user in users {
+            let errno = user.join().expect("it ends with an errno");
+            assert!([libc::ENOTCONN, libc::ECONNABORTED, libc::EIO].contains(&errno), "{errno}");
+        }
+        ended(&mut victim);
+        stop.store(true, Ordering::Relaxed);
+        others.into_iter().for_each(|other| assert_eq!(other.join().expect("it ends well"), 0));
+    }
+}
+
+#[test]
+fn a_mount_killed_amid_notices_leaves_nobody_waiting_and_can_be_unmounted() {
+    end_amid_notices(libc::SIGKILL, 3, |victim| {
+        victim.wait(SLACK);
+        assert!(umount(&[], victim), "nobody uses it any more");
+    });
+}
+
+#[test]
+fn a_mount_told_to_end_amid_notices_ends() {
+    end_amid_notices(libc::SIGTERM, 20, |victim| {
+        assert!(victim.wait(SLACK).success());
+        assert!(!victim.is_mounted());
+    });
 }
 
 #[test]

@@ -25,6 +25,7 @@ const DRIVERS: &[&str] = &[
     "mount/src/embedded.rs",
     "mount/src/errno.rs",
     "mount/src/fuse.rs",
+    "mount/src/guard.rs",
     "mount/src/leftover.rs",
     "mount/src/lock_request.rs",
     "mount/src/main.rs",

@@ -9,6 +9,7 @@ pub mod embedded;
 pub mod errno;
 pub mod fs;
 pub mod fuse;
+pub mod guard;
 pub mod handles;
 pub mod keeper;
 pub mod leftover;

@@ -120,6 +120,11 @@ pub fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount), S
 }
 
 impl Mount {
+    /// Number of its connection to the kernel.
+    pub fn connection(&self) -> Option<u32> {
+        self.device.split_once(':')?.1.parse().ok()
+    }
+
     /// Whether it is still mounted, and on top at its place.
     pub fn is_there(&self) -> bool {
         let on_top = mounts().ok().and_then(|mounts| mounts.into_iter().rev().find(|mount| mount.point == self.point));

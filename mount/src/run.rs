@@ -26,6 +26,7 @@ use crate::daemonize::{self, Side};
 use crate::embedded::Embedded;
 use crate::fs::Fs;
 use crate::fuse::Shell;
+use crate::guard::Guard;
 use crate::mounting::{self, Mount, Unmounted};
 use crate::notifier::Notifier;
 use crate::server::{Input, OwnResult, Server};
@@ -172,6 +173,8 @@ struct Running {
 /// A mount with the thread that receives its requests.
 struct Mounted {
     mount: Mount,
+    /// Missing where the kernel's control files are out of reach.
+    guard: Option<Guard>,
     /// Ends when the kernel closes the connection.
     ended: Receiver<()>,
 }
@@ -225,7 +228,10 @@ impl Running {
     fn mount(&mut self, args: &Args) -> Result<(), String> {
         let (connection, mount) = mounting::mount(&args.point, &args.options)?;
         let (sender, ended) = bounded::<()>(1);
-        self.mounted = Some(Mounted { mount, ended });
+        let guard = mount.connection().map(Guard::start).transpose();
+        let guard = guard
+            .inspect_err(|error| tracing::info!(%error, "nobody guards the mount: killed at a bad moment it may go on without a process"));
+        self.mounted = Some(Mounted { mount, guard: guard.ok().flatten(), ended });
         let shell = Shell::new(self.server.clone());
         // Who may use the mount is the kernel's business (allow_other); fuser would check once more.
         let session = fuser::Session::from_fd(shell, connection, fuser::SessionACL::All, fuser::Config::default())
@@ -267,7 +273,9 @@ impl Running {
 
     /// Unmounts, ends the session, stops the threads and the embedded nodes.
     fn end(mut self) {
-        if let Some(Mounted { mount, ended }) = self.mounted.take() {
+        let mut guard = None;
+        if let Some(Mounted { mount, guard: found, ended }) = self.mounted.take() {
+            guard = found;
             match mount.unmount() {
                 Ok(Unmounted::Gone) => {
                     let _ = ended.recv_timeout(CLOSE_TIMEOUT);
@@ -280,6 +288,10 @@ impl Running {
             // Whoever unmounted may be back at his shell; what was written is safe before this process ends.
             self.flush();
             self.end_session();
+        }
+        // Whoever still uses it gets errors from here on, and no thread of this process is left waiting in the kernel.
+        if let Some(guard) = guard {
+            guard.end();
         }
         let _ = self.server.send_waiting(Input::Stop);
         if let Some(thread) = self.server_thread.take() {
