@@ -359,6 +359,18 @@ fn a_mount_told_to_end_amid_notices_ends() {
 }
 
 #[test]
+fn a_mount_whose_cluster_is_gone_waits_for_it_once_and_ends() {
+    let mut cluster = Cluster::start(1);
+    let mut mount = Mount::new(&cluster);
+    fs::write(mount.path().join("f"), random_bytes(1, 300_000)).unwrap();
+    cluster.nodes[0].kill();
+    mount.signal(libc::SIGTERM);
+    assert!(mount.wait(limits::OP_TIMEOUT + END_WITHIN + SLACK).success());
+    assert!(!mount.is_mounted());
+    assert_eq!(mount.log_text().matches("not everything could be flushed").count(), 1, "{}", mount.log_text());
+}
+
+#[test]
 fn a_dead_mount_is_cleared_in_the_background_too_and_through_a_link() {
     let cluster = Cluster::start(1);
     let mut victim = Mount::new(&cluster);

@@ -115,6 +115,7 @@ fn run(args: &Args, announce: impl FnOnce(&str) -> Result<(), String>) -> Result
         server_ended,
         embedded,
         joined: false,
+        gave_up: false,
         mounted: None,
         signals,
         report,
@@ -164,6 +165,8 @@ struct Running {
     embedded: Option<Embedded>,
     /// Whether the cluster has answered; without that there is no session to end.
     joined: bool,
+    /// Whether a flush failed, or somebody would not wait for it.
+    gave_up: bool,
     mounted: Option<Mounted>,
     signals: Receiver<Signal>,
     report: Receiver<()>,
@@ -252,10 +255,14 @@ impl Running {
         Ok(())
     }
 
-    /// Waits for everything that is dirty; a second signal cuts it short.
-    fn flush(&self) {
+    /// Waits for everything that is dirty; a second signal cuts it short. What failed is not waited for once more.
+    fn flush(&mut self) {
+        if self.gave_up {
+            return;
+        }
         if let Err(status) = self.own(client::Call::Flush, self.op_timeout) {
             tracing::error!(%status, "not everything could be flushed");
+            self.gave_up = true;
         }
     }
 
