@@ -4,11 +4,11 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -128,6 +128,30 @@ fn after_a_lazy_unmount_what_is_open_works_until_it_is_closed() {
     assert!(again.is_mounted(), "the end of the old mount does not touch the new one at its place");
     assert!(fs::read(other.path().join("d/f")).unwrap() == last);
     assert!(again.unmount().success());
+}
+
+#[test]
+fn a_mount_of_which_another_namespace_has_a_copy_works_there_until_that_is_gone() {
+    let cluster = Cluster::start(1);
+    let mut mount = Mount::new(&cluster);
+    fs::write(mount.path().join("f"), b"kept").unwrap();
+    let shell = "echo there && read -r line && cat \"$0/f\"";
+    let mut elsewhere = Command::new("unshare");
+    elsewhere.args(["--mount", "sh", "-c", shell]).arg(mount.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut elsewhere = elsewhere.spawn().expect("unshare runs");
+    let (mut stdin, mut stdout) = (elsewhere.stdin.take().expect("piped"), elsewhere.stdout.take().expect("piped"));
+    let mut there = [0; 6];
+    stdout.read_exact(&mut there).unwrap();
+    assert!(umount(&[], &mount));
+    assert!(!mount.is_mounted());
+    let why = mount.why_it_lives();
+    assert!(why.contains(&format!("process {} ", elsewhere.id())), "{why}");
+    stdin.write_all(b"go on\n").unwrap();
+    let mut read = String::new();
+    stdout.read_to_string(&mut read).unwrap();
+    assert_eq!(read, "kept");
+    assert!(elsewhere.wait().unwrap().success());
+    assert!(mount.wait(END_WITHIN + SLACK).success());
 }
 
 #[test]
@@ -622,6 +646,10 @@ fn fstab_and_mount_work() {
         mount=$1 source=$2 point=$3 fstab=$4 self=$0
         export mount source point fstab
         unshare --mount bash -ec '
+            # A mount lives as long as any namespace has it: those of other tests, and of other people, must end when they are unmounted.
+            findmnt -rn -o TARGET,FSTYPE | while read -r mounted kind; do
+                [[ $kind != fuse.* ]] || umount -l "$mounted" 2>/dev/null || true
+            done
             mount -t tmpfs none /usr/local/bin
             ln -s "$mount" /usr/local/bin/dfs-mount
             mount -t fuse.dfs-mount -o noexec,noatime "$source" "$point"

@@ -464,6 +464,8 @@ fn drain(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<Vec<
 pub struct Mount {
     child: Child,
     directory: PathBuf,
+    /// As in mountinfo.
+    device: String,
     _temp: TempDir,
     pub log: PathBuf,
 }
@@ -504,10 +506,13 @@ impl Mount {
                 let _ = sender.send(line);
             }
         });
-        let mount = Mount { child, directory, _temp: temp, log };
+        let mut mount = Mount { child, directory, device: String::new(), _temp: temp, log };
         let line = lines.recv_timeout(READY_WITHIN);
         let ready = line.as_ref().is_ok_and(|line| line.starts_with("ready mount="));
         assert!(ready, "dfs-mount not ready ({line:?}); its log:\n{}", mount.log_text());
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+        let mine = table.lines().rev().find(|line| line.split(' ').nth(4) == mount.directory.to_str());
+        mount.device = mine.and_then(|line| line.split(' ').nth(2)).unwrap_or_default().to_string();
         mount
     }
 
@@ -549,7 +554,38 @@ impl Mount {
 
     /// Waits for the end of the process.
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
-        wait_child(&mut self.child, within, "dfs-mount ends")
+        let end = Instant::now() + within;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child of ours") {
+                return status;
+            }
+            assert!(
+                Instant::now() < end,
+                "after {within:?} dfs-mount has not ended:\n{}\nits log:\n{}",
+                self.why_it_lives(),
+                self.log_text()
+            );
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Where its threads are, and which processes still have the mount: a mount namespace that was copied before the unmounting keeps it.
+    pub fn why_it_lives(&self) -> String {
+        let mut lines = Vec::new();
+        let entries = |directory: String| fs::read_dir(directory).into_iter().flatten().flatten();
+        for thread in entries(format!("/proc/{}/task", self.pid())) {
+            let told = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default().trim().to_string();
+            let state = told("stat").rsplit_once(") ").map_or(String::new(), |(_, rest)| rest[..1].to_string());
+            lines.push(format!("thread {} {state} in {}: {}", told("comm"), told("wchan"), told("syscall")));
+        }
+        for process in entries("/proc".to_string()).filter(|entry| entry.file_name().as_encoded_bytes()[0].is_ascii_digit()) {
+            let table = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+            if table.lines().any(|line| line.split(' ').nth(2) == Some(&self.device)) {
+                let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                lines.push(format!("process {} {} has the mount", process.file_name().display(), name.trim()));
+            }
+        }
+        lines.join("\n")
     }
 
     /// Sends a signal.
