@@ -26,9 +26,11 @@ pub fn group_hashes(length: u64) -> u64 {
     length.div_ceil(limits::VERIFY_GROUP_BYTES as u64) * limits::GROUP_HASH_BYTES
 }
 
-/// What a reserved run of a file is charged for: as much as a chunk of its length written there, with its record in the namespace.
+/// What a reserved run of a file is charged for: as much as a chunk of its length written there, with its record in the namespace. Not what an
+/// allocation is rounded up to, or a run that is divided would cost more than it did.
 pub fn reservation_charge(length: u64) -> u64 {
-    chunk_charge(length) + limits::RESERVATION_OVERHEAD_BYTES
+    let overhead = limits::CHUNK_OVERHEAD_BYTES + limits::INSTANCE_OVERHEAD_BYTES + limits::RESERVATION_OVERHEAD_BYTES;
+    length + group_hashes(length) + overhead
 }
 
 /// What the cluster will be fuller by at most once so many bytes in so many runs are committed: a client reserves that before it accepts

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the wire protocol; peers of another version are refused.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// Longest file name.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest symbolic link target.
@@ -414,6 +414,8 @@ pub const COOL_TIME: Duration = Duration::from_secs(1);
 /// and for so long.
 pub const SPACE_ASK_INTERVAL: Duration = Duration::from_millis(300);
 pub const SPACE_ASK_TIME: Duration = Duration::from_millis(1500);
+/// How often after that, while refusals go on.
+pub const SPACE_ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Inodes whose recalls are counted at once; on others rights are given however contended.
 pub const HEATS_MAX: usize = 1 << 14;
 

@@ -64,6 +64,7 @@ statuses! {
     NoSuchDeviceAddress = 24, ENXIO, "no data there";
     NotYet = 25, ENOSYS, "not yet built";
     NoLocks = 26, ENOLCK, "no more locks";
+    TooManyAttributes = 27, ENOSPC, "no more extended attributes of this file";
     // What befell the cluster; some are retried below the caller until the deadline.
     Busy = 40, EBUSY, "a bounded queue is full; try again";
     TimedOut = 41, ETIMEDOUT, "no answer within the operation deadline";

@@ -18,6 +18,8 @@ const CONTROL: &str = "/sys/fs/fuse/connections";
 const CONTROL_KIND: &std::ffi::CStr = c"fusectl";
 /// Of `fsconfig(2)`: makes the file system.
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+/// Tells the child of the main thread's end. A classic signal: those come with their sender even to who has as many pending as he may.
+const ORPHANED: libc::c_int = libc::SIGUSR2;
 /// The child's name, so that who ends all processes of the program's name leaves it to do its work.
 const NAME: &std::ffi::CStr = c"dfs-guard";
 
@@ -76,7 +78,7 @@ unsafe fn watch(parent: libc::pid_t, control: RawFd, ended: RawFd) -> ! {
         // What is sent to a whole group or terminal is meant for the mount, which may take its time to end.
         libc::sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
         // By the pipe one learns of the end of the last thread only, and that is the one that does not come.
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGRTMIN());
+        libc::prctl(libc::PR_SET_PDEATHSIG, ORPHANED);
         libc::prctl(libc::PR_SET_NAME, NAME.as_ptr());
         libc::setsid();
         libc::chdir(c"/".as_ptr());
@@ -95,7 +97,7 @@ unsafe fn watch(parent: libc::pid_t, control: RawFd, ended: RawFd) -> ! {
             let mut signal = std::mem::zeroed::<libc::signalfd_siginfo>();
             let length = std::mem::size_of_val(&signal);
             let read = libc::read(signals, (&raw mut signal).cast(), length);
-            if read == length as isize && signal.ssi_signo as i32 == libc::SIGRTMIN() && signal.ssi_pid as i32 == parent {
+            if read == length as isize && signal.ssi_signo as i32 == ORPHANED && signal.ssi_pid as i32 == parent {
                 break;
             }
         }

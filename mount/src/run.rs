@@ -255,14 +255,17 @@ impl Running {
         Ok(())
     }
 
-    /// Waits for everything that is dirty; a second signal cuts it short. What failed is not waited for once more.
+    /// Waits for everything that is dirty; a second signal cuts it short. Once that has failed, only for a moment: what was written since may
+    /// still find its place, what failed has had its time.
     fn flush(&mut self) {
-        if self.gave_up {
-            return;
-        }
-        if let Err(status) = self.own(client::Call::Flush, self.op_timeout) {
-            tracing::error!(%status, "not everything could be flushed");
-            self.gave_up = true;
+        let patience = if self.gave_up { END_TIMEOUT } else { self.op_timeout };
+        match self.own(client::Call::Flush, patience) {
+            Err(status) if !self.gave_up => {
+                tracing::error!(%status, "not everything could be flushed");
+                self.gave_up = true;
+            }
+            Err(status) => tracing::info!(%status, "not everything could be flushed at the end either"),
+            Ok(_) => {}
         }
     }
 

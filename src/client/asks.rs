@@ -19,6 +19,7 @@ use crate::wire::namespace::{Op, Query};
 use super::changes::Touched;
 use super::core::{Alarm, Core, Internal, Phase, Purpose};
 use super::local::{Change, Freshness};
+use super::write::RETRIES_MAX;
 use super::{Event, Output};
 
 /// Times that hints are followed without a pause; two nodes may name each other.
@@ -90,6 +91,8 @@ pub(super) struct Ask {
     attempts: u32,
     hints: u32,
     busy: u32,
+    /// Times that there was no room yet.
+    refused: u32,
     /// Whether an attempt may have had its effect without our hearing of it.
     uncertain: bool,
     /// Which way the attempt under way took, see [`super::router::Router::way_to`].
@@ -125,6 +128,7 @@ impl Core {
             attempts: 0,
             hints: 0,
             busy: 0,
+            refused: 0,
             uncertain: false,
             way: 0,
             late: false,
@@ -248,9 +252,13 @@ impl Core {
             }
             // What was refused is asked for anew, under another number; whoever brings bytes does that itself.
             Status::Reclaiming if !is_write => {
+                ask.refused += 1;
+                if ask.refused > RETRIES_MAX {
+                    return self.end_ask(now, id, Err(Status::NoSpace));
+                }
                 if let Some(number) = ask.number.take() {
                     (ask.told_below, ask.uncertain) = (RequestNumber(0), false);
-                    self.session.close_number(number);
+                    self.close_number(now, number);
                 }
             }
             Status::SessionGone if self.phase == Phase::Ready && ask.needs_session() && !matches!(ask.owner, Owner::Open) => {
@@ -329,8 +337,12 @@ impl Core {
         }
         self.internal.push_back(Internal::Asked(ask.owner, result));
         if let Some(number) = ask.number {
-            self.session.close_number(number);
+            self.close_number(now, number);
         }
+    }
+
+    fn close_number(&mut self, now: Time, number: RequestNumber) {
+        self.session.close_number(number);
         // A closed number may let waiting operations into the window; those that gave up meanwhile are passed over.
         while let Some(next) = self.ops_waiting.pop_front() {
             if !self.asks.contains_key(&next) {

@@ -265,8 +265,8 @@ impl Core {
 
     /// Somebody is about to be told that there is no space.
     pub(super) fn on_space_short(&mut self, now: Time) {
-        self.pause_reserving(now);
         if self.flushing.asked.is_none() && self.flushing.reserved > self.behind.charge() {
+            self.pause_reserving(now);
             let needed = self.behind.charge();
             self.flushing.reserved = needed;
             self.ask_for_room(now, needed);

@@ -47,7 +47,7 @@ impl ChunkRecord {
     }
 
     fn weight_with(holders: usize) -> u64 {
-        176 + (holders * size_of::<NodeId>()) as u64
+        176 + 8 * holders as u64
     }
 }
 
@@ -129,8 +129,9 @@ impl Namespace {
     }
 
     /// By how much the operation makes the cluster fuller, if that still fits beside everything that is reserved. What is `paid` was
-    /// accepted within a reservation and is never refused: should its chunks have been cut smaller than was thought, because no two nodes
-    /// had room for larger ones, their overhead is what the books are exceeded by. Errors: `NoSpace`.
+    /// accepted within a reservation and is never refused: should its chunks have been cut much smaller than was thought, because no two
+    /// nodes had room for larger ones, the books are exceeded by what they cost more. Nor is refused what brings no bytes: a hole that is
+    /// punched adds a record, and is meant to make room. Errors: `NoSpace`.
     pub(super) fn check_capacity(&self, claims: &Claims, references: &References, shift: Shift, paid: bool) -> Result<u64, Status> {
         let (mut added, mut freed, mut brought) = (shift.added, shift.freed, 0);
         for (hash, &change) in references {
@@ -151,7 +152,7 @@ impl Namespace {
             return Ok(0);
         }
         let growth = added.saturating_sub(freed);
-        if growth > 0 && !paid && growth > self.spare() {
+        if (shift.brings || brought > 0) && !paid && growth > self.spare() {
             return Err(Status::NoSpace);
         }
         Ok(growth)

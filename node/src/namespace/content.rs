@@ -53,13 +53,25 @@ struct Plan {
     old_inline: u64,
     old_weight: u64,
     old_reserved: Reservations,
+    /// Whether what another file has is named here, too.
+    shares: bool,
 }
 
 impl Plan {
     fn new(ino: InodeId, file: &File) -> Plan {
         let file = File { layout: file.layout + 1, ..file.clone() };
         let (slots, references) = (BTreeMap::new(), References::new());
-        Plan { ino, file, slots, references, old_blocks: 0, old_inline: 0, old_weight: 0, old_reserved: Reservations::default() }
+        Plan {
+            ino,
+            file,
+            slots,
+            references,
+            old_blocks: 0,
+            old_inline: 0,
+            old_weight: 0,
+            old_reserved: Reservations::default(),
+            shares: false,
+        }
     }
 
     /// Changes a slot that was planned.
@@ -71,12 +83,15 @@ impl Plan {
     /// inline bytes.
     fn shift(&self) -> Shift {
         let mut shift = Shift { freed: self.old_reserved.charge + self.old_weight, ..Shift::default() };
-        let mut reserved = 0;
+        let (mut reserved, mut inline) = (Reservations::default(), 0);
         for slot in self.slots.values().filter(|slot| !slot.pieces().is_empty()) {
-            reserved += slot.reserved().bytes;
+            reserved.bytes += slot.reserved().bytes;
+            reserved.charge += slot.reserved().charge;
+            inline += slot.inline_bytes();
             shift.added += slot.reserved().charge + slot.weight();
         }
-        shift.filled = self.old_reserved.bytes.saturating_sub(reserved);
+        shift.filled = self.old_reserved.bytes.saturating_sub(reserved.bytes);
+        shift.brings = inline > self.old_inline || reserved.bytes > self.old_reserved.bytes || self.shares;
         shift
     }
 }
@@ -88,6 +103,8 @@ pub(super) struct Shift {
     pub freed: u64,
     /// Reserved bytes that are so no more.
     pub filled: u64,
+    /// Whether there will be more inline bytes, more reserved ones, or another file's chunks.
+    pub brings: bool,
 }
 
 /// `offset..end` by slots: index, and start and end within the slot.
@@ -215,7 +232,7 @@ impl Namespace {
         let added = self.check_plan(&plan, &claims, payer)?;
         // So has what is written into space that the file has reserved.
         if plan.shift().filled == 0 && payer.is_none() {
-            self.check_room(0)?;
+            self.check_records()?;
         }
         plan.file.data_version += 1;
         let file = self.store_plan(plan, &claims);

@@ -279,8 +279,14 @@ impl Namespace {
     /// Whether records of so many bytes may be added: the namespace lies in the same memory as chunks, of which others may have reserved
     /// the rest.
     pub(super) fn check_room(&self, growth: u64) -> Result<(), Status> {
-        let namespace_is_full = self.store.usage().namespace_bytes >= self.header.limits.namespace_bytes_max;
-        if namespace_is_full || growth > self.spare() { Err(Status::NoSpace) } else { Ok(()) }
+        self.check_records()?;
+        if growth > self.spare() { Err(Status::NoSpace) } else { Ok(()) }
+    }
+
+    /// Whether the namespace may grow for itself.
+    pub(super) fn check_records(&self) -> Result<(), Status> {
+        let full = self.store.usage().namespace_bytes >= self.header.limits.namespace_bytes_max;
+        if full { Err(Status::NoSpace) } else { Ok(()) }
     }
 }
 

@@ -13,6 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
+/// What a piece takes; the same on every build, since it decides what fits.
+const PIECE_BYTES: u64 = 64;
+const _: () = assert!(size_of::<Piece>() + 8 <= PIECE_BYTES as usize);
+
 /// By how much a command changes the references to chunks. Gathered first and applied at once, so that a chunk which loses
 /// its last reference and gains another in the same command is not deleted in between.
 pub(super) type References = BTreeMap<ChunkHash, i64>;
@@ -322,7 +326,7 @@ impl Slot {
     /// Memory that the record takes, about.
     pub fn weight(&self) -> u64 {
         const RECORD: u64 = 128;
-        RECORD + (self.pieces.len() * (size_of::<Piece>() + 8)) as u64 + self.inline_bytes
+        RECORD + PIECE_BYTES * self.pieces.len() as u64 + self.inline_bytes
     }
 }
 

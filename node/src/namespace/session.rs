@@ -49,7 +49,7 @@ impl Session {
     }
 
     pub(super) fn weight(&self) -> u64 {
-        128 + (self.spent.len() * size_of::<u64>()) as u64
+        128 + 8 * self.spent.len() as u64
     }
 
     /// Whether an operation may still name that upload of the session.

@@ -210,7 +210,7 @@ impl Namespace {
             bytes += other.len() + value.len();
         }
         if count > limits::XATTRS_PER_INODE_MAX || list > limits::XATTR_LIST_BYTES_MAX || bytes > limits::XATTR_INODE_BYTES_MAX {
-            return Err(Status::NoSpace);
+            return Err(Status::TooManyAttributes);
         }
         let old = self.store.xattr(ino, name).map_or(0, |value| XATTR_RECORD_BYTES + name.len() + value.len());
         self.check_room((XATTR_RECORD_BYTES + name.len() + length).saturating_sub(old) as u64)

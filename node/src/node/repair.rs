@@ -302,7 +302,7 @@ impl Node {
         self.taken().saturating_add(length) <= self.config.memory
     }
 
-    /// The same of a chunk that a client brings, for which it has reserved room in the cluster.
+    /// The same of a chunk that a client brings: it may have reserved room for it in the cluster.
     pub(super) fn has_room_for_upload(&self, length: u64) -> bool {
         self.taken().saturating_add(chunk_charge(length)) <= self.config.memory + self.config.memory / limits::ROOM_TOLERANCE_SHARE
     }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use dfs::capacity;
 use dfs::limits;
 use dfs::time::Time;
 use dfs::types::{RequestNumber, SessionId, Term};
@@ -60,18 +61,21 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
-    /// A refusal. Tells whether to ask for what is reserved now, and whether there was no time yet to give it back.
+    /// A refusal. Tells whether to ask for what is reserved now, and whether there was no time yet to give it back. Who goes on asking for room that
+    /// is not there makes others give theirs back rarely.
     fn on_refusal(&mut self, now: Time) -> (bool, bool) {
         let began = match self.first {
             Some((began, last)) if now.since(last) <= 2 * limits::SPACE_ASK_TIME => began,
             _ => now,
         };
         self.first = Some((began, now));
-        let ask = self.told.is_none_or(|told| now.since(told) >= limits::SPACE_ASK_INTERVAL);
+        let early = now.since(began) < limits::SPACE_ASK_TIME;
+        let interval = if early { limits::SPACE_ASK_INTERVAL } else { limits::SPACE_ASK_AGAIN };
+        let ask = self.told.is_none_or(|told| now.since(told) >= interval);
         if ask {
             self.told = Some(now);
         }
-        (ask, now.since(began) < limits::SPACE_ASK_TIME)
+        (ask, early)
     }
 
     fn is_recent(&self, now: Time) -> bool {
@@ -84,9 +88,16 @@ impl Node {
     /// also the session itself if this is for something else than more of that; tells whether the answer should wait for theirs.
     pub(super) fn ask_for_reserved(&mut self, session: SessionId, op: &Op) -> bool {
         let (usage, most, now) = (self.namespace.usage(), self.namespace.limits(), self.now);
-        let asker = matches!(op, Op::Reserve { .. } | Op::Allocate { .. }).then_some(session);
-        // Where a whole commit would fit, the reason is another one.
-        if asker.is_none() && self.namespace.spare() >= (limits::WRITE_CHUNKS_MAX * limits::CHUNK_BYTES_MAX) as u64 {
+        let asker = matches!(op, Op::Reserve { .. }).then_some(session);
+        // Where that much would fit the reason is another one; and what would not fit then either is not worth asking for.
+        let least = match op {
+            Op::Fold { .. } => return false,
+            Op::Reserve { bytes } => *bytes,
+            Op::Allocate { range, .. } if range.length > self.namespace.spare() + usage.reserved_bytes => return false,
+            Op::Allocate { range, .. } => range.length + range.length / 8,
+            _ => capacity::behind_charge((limits::WRITE_CHUNKS_MAX * limits::CHUNK_BYTES_MAX) as u64, limits::WRITE_PATCHES_MAX as u64),
+        };
+        if self.namespace.spare() >= least {
             return false;
         }
         let metadata_is_full = usage.namespace_bytes >= most.namespace_bytes_max

@@ -254,6 +254,12 @@ fn whoever_is_asked_for_space_gives_back_what_it_does_not_need() {
     assert!((5..10_000).contains(&kept) && count == 2, "{kept} kept");
     world.notice(Notice::SpaceShort);
     assert_eq!(reserved(&world).1, 2, "nothing left to give");
+    // Nor is it kept from asking for more, once its own pause is over, by one who goes on wanting room.
+    world.run_for(limits::RESERVE_PAUSE);
+    world.notice(Notice::SpaceShort);
+    let another = world.create("g");
+    world.call(call_write(another, 0, &noise(100_000, 1))).unwrap();
+    assert_eq!(reserved(&world).1, 3);
     world.run_for(AGE);
     assert!(!world.is_dirty());
 }

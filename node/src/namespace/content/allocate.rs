@@ -66,7 +66,7 @@ impl Namespace {
 
     /// Whether so many more bytes could be reserved at all: a range far too large is refused at once, not when all space is used up.
     fn check_reservable(&self, missing: u64) -> Result<(), Status> {
-        self.check_room(0)?;
+        self.check_records()?;
         let (usage, limits) = (self.store.usage(), self.header.limits);
         let records = missing / limits::SLOT_BYTES * RESERVED_SLOT_BYTES;
         let fits =

@@ -70,8 +70,8 @@ impl Namespace {
         if range.from_offset >= end {
             return Ok(Replied::Ranged { done: 0, inline: 0, attributes: self.attributes(range.to)? });
         }
-        self.check_room(0)?;
-        let mut plan = Plan::new(range.to, target);
+        self.check_records()?;
+        let mut plan = Plan { shares: true, ..Plan::new(range.to, target) };
         let inline_room = self.header.limits.inline_bytes_max.saturating_sub(self.store.usage().inline_bytes);
         let mut copying = Copying { plan: &mut plan, range, at: range.from_offset, visits: 0, inline: 0, inline_room };
         let stop = self.plan_copy(&mut copying, end);

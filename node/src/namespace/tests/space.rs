@@ -1,5 +1,7 @@
 //! Reserved, punched and shared extents.
 
+use dfs::locks::{LockKind, LockMode, LockRange};
+
 use super::*;
 
 const SLOT: u64 = limits::SLOT_BYTES;
@@ -148,6 +150,36 @@ fn neither_names_nor_small_runs_eat_what_is_reserved() {
     world.unlink("s0").unwrap();
     world.op(Op::Reserve { bytes: 0 }).unwrap();
     world.write(files[0], WriteAt::Offset(0), &[1; 4000]).unwrap();
+    world.namespace.check_invariants();
+}
+
+/// Makes room, or tells what was granted already: neither is refused where nothing new finds room.
+#[test]
+fn a_full_cluster_lets_holes_be_punched_and_locks_be_told() {
+    let mut world = World::new();
+    let (file, other) = (world.file("a"), world.file("b"));
+    assert!(matches!(world.op(Op::Acquire { ino: file }), Ok(Replied::Acquired { granted: true, .. })));
+    world.write_chunk(file, 0, large(1)).unwrap();
+    world.op(Op::Reserve { bytes: u64::MAX }).unwrap();
+    for length in [3000, 10] {
+        let target = vec![b'x'; length];
+        while world.create(ROOT, &format!("s{}", world.number), NewKind::Symlink { target: target.clone() }).is_ok() {}
+    }
+    let long = "x".repeat(200);
+    while world.op(Op::Link { ino: file, parent: ROOT, name: name(&format!("{}{long}", world.number)) }).is_ok() {}
+    assert!(world.namespace.spare() < 1000);
+    let lock =
+        |key| SetLock { kind: LockKind::Fcntl, key, range: LockRange::WHOLE, mode: Some(LockMode::Shared), wait: LockWait::Never, pid: 1 };
+    for key in 0..50 {
+        assert_eq!(world.op(Op::SetLock { ino: file, lock: lock(key) }), Ok(Replied::Lock(Grant::Granted)));
+        assert_eq!(world.allocate(file, key * 8192, 4096, AllocateMode::Punch), Ok(4096));
+        world.write(file, WriteAt::Offset(500_000 + key * 8192), &[0; 4096]).unwrap();
+    }
+    assert_eq!(world.namespace.spare(), 0);
+    assert_eq!(world.op(Op::SetLock { ino: other, lock: lock(1) }), Ok(Replied::Lock(Grant::Granted)));
+    assert_eq!(world.copy((file, 0), (other, 0), SLOT), Err(Status::NoSpace));
+    assert_eq!(world.write(other, WriteAt::Offset(0), b"x").map(|_| ()), Err(Status::NoSpace));
+    world.unlink("a").unwrap();
     world.namespace.check_invariants();
 }
 

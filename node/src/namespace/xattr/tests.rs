@@ -114,19 +114,19 @@ fn one_inode_has_no_more_than_its_share() {
     let largest = vec![7; limits::XATTR_VALUE_BYTES_MAX];
     let whole = limits::XATTR_INODE_BYTES_MAX / limits::XATTR_VALUE_BYTES_MAX - 1;
     (0..whole).for_each(|index| _ = set(&mut world, ino, &format!("user.{index}"), &largest).unwrap());
-    assert_eq!(set(&mut world, ino, "user.more", &largest), Err(Status::NoSpace));
+    assert_eq!(set(&mut world, ino, "user.more", &largest), Err(Status::TooManyAttributes));
     // What replaces another needs only the difference.
     set(&mut world, ino, "user.0", &largest).unwrap();
     assert!(world.namespace.usage().namespace_bytes > usage.namespace_bytes + 900_000);
     let many = file(&mut world, "b");
     (0..limits::XATTRS_PER_INODE_MAX).for_each(|index| _ = set(&mut world, many, &format!("user.{index}"), b"").unwrap());
-    assert_eq!(set(&mut world, many, "user.more", b""), Err(Status::NoSpace));
+    assert_eq!(set(&mut world, many, "user.more", b""), Err(Status::TooManyAttributes));
     set(&mut world, many, "user.0", b"2").unwrap();
     let long = file(&mut world, "c");
     let name = |index: usize| format!("user.{index:0250}");
     let fit = limits::XATTR_LIST_BYTES_MAX / 256;
     (0..fit).for_each(|index| _ = set(&mut world, long, &name(index), b"").unwrap());
-    assert_eq!(set(&mut world, long, &name(fit), b""), Err(Status::NoSpace));
+    assert_eq!(set(&mut world, long, &name(fit), b""), Err(Status::TooManyAttributes));
     let Answer::Xattrs(names) = world.namespace.query(&Query::Xattrs { ino: long }).unwrap() else { panic!() };
     assert_eq!(names.len(), limits::XATTR_LIST_BYTES_MAX);
     world.namespace.check_invariants();
