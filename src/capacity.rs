@@ -40,6 +40,11 @@ pub fn behind_charge(bytes: u64, runs: u64) -> u64 {
     bytes + bytes / 4 + group_hashes(bytes) + runs * limits::BEHIND_RUN_CHARGE
 }
 
+/// What of a capacity is left for changes of what is there.
+pub fn kept_for_changes(capacity: u64) -> u64 {
+    (capacity / limits::CHANGES_SHARE).min(limits::CHANGES_BYTES_MAX)
+}
+
 /// The largest amount that fits `copies` times into rooms, no two copies of anything in one room.
 pub fn fitting(rooms: &[u64], copies: u64) -> u64 {
     if copies == 0 || (rooms.len() as u64) < copies {

@@ -447,9 +447,10 @@ pub const CROWDED_PAUSE: Duration = Duration::from_secs(10);
 /// Room that a client has reserved ahead of what it has accepted: at first, and at most.
 pub const RESERVE_STEP_MIN: u64 = 1 << 20;
 pub const RESERVE_STEP_MAX: u64 = 64 << 20;
-/// What cannot be reserved ahead, so that names can still be made: this part of all space, and at most so much.
-pub const RESERVE_NAMES_SHARE: u64 = 64;
-pub const RESERVE_NAMES_MAX: u64 = 16 << 20;
+/// What is left for changes of what is there, which take some room until they are folded: this part of all space, and at most so much. Twice as
+/// much cannot be reserved ahead, so that names can still be made.
+pub const CHANGES_SHARE: u64 = 64;
+pub const CHANGES_BYTES_MAX: u64 = 16 << 20;
 /// A client that was given less than it wanted, or was asked to give back, asks for more after this long.
 pub const RESERVE_PAUSE: Duration = Duration::from_millis(2000);
 /// A client that has nothing to commit gives back what it has reserved after this long.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Namespace;
 use super::command::Effect;
-use super::content::Shift;
+use super::content::{Kind, Shift};
 use super::digest::Digest;
 use super::extents::References;
 
@@ -128,11 +128,11 @@ impl Namespace {
         Ok(())
     }
 
-    /// By how much the operation makes the cluster fuller, if that still fits beside everything that is reserved. What is `paid` was
+    /// By how much the operation makes the cluster fuller, if that still fits beside everything that is reserved. What is paid was
     /// accepted within a reservation and is never refused: should its chunks have been cut much smaller than was thought, because no two
     /// nodes had room for larger ones, the books are exceeded by what they cost more. Nor is refused what brings no bytes: a hole that is
     /// punched adds a record, and is meant to make room. Errors: `NoSpace`.
-    pub(super) fn check_capacity(&self, claims: &Claims, references: &References, shift: Shift, paid: bool) -> Result<u64, Status> {
+    pub(super) fn check_capacity(&self, claims: &Claims, references: &References, shift: Shift, kind: Kind) -> Result<u64, Status> {
         let (mut added, mut freed, mut brought) = (shift.added, shift.freed, 0);
         for (hash, &change) in references {
             match (self.store.chunk(hash), claims.get(hash)) {
@@ -152,7 +152,12 @@ impl Namespace {
             return Ok(0);
         }
         let growth = added.saturating_sub(freed);
-        if (shift.brings || brought > 0) && !paid && growth > self.spare() {
+        let room = match kind {
+            Kind::Paid => u64::MAX,
+            Kind::Change => self.spare(),
+            Kind::New => self.spare_for_new(),
+        };
+        if (shift.brings || brought > 0) && growth > room {
             return Err(Status::NoSpace);
         }
         Ok(growth)

@@ -96,6 +96,16 @@ impl Plan {
     }
 }
 
+/// What a plan is for, which decides how much room there is for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Bytes that were accepted within a reservation.
+    Paid,
+    /// No more bytes than the file had: they lie elsewhere, in smaller pieces, or as a hole.
+    Change,
+    New,
+}
+
 /// By how much a plan changes what is charged besides chunks.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Shift {
@@ -192,7 +202,13 @@ impl Namespace {
             return Err(Status::NoSpace);
         }
         self.check_claims(claims, &plan.references)?;
-        self.check_capacity(claims, &plan.references, plan.shift(), payer.is_some())
+        let blocks: u64 = plan.slots.values().map(Slot::blocks).sum();
+        let kind = match payer {
+            Some(_) => Kind::Paid,
+            None if blocks <= plan.old_blocks => Kind::Change,
+            None => Kind::New,
+        };
+        self.check_capacity(claims, &plan.references, plan.shift(), kind)
     }
 
     /// Carries the plan out, all but the inode.

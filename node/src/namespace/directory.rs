@@ -280,7 +280,7 @@ impl Namespace {
     /// the rest.
     pub(super) fn check_room(&self, growth: u64) -> Result<(), Status> {
         self.check_records()?;
-        if growth > self.spare() { Err(Status::NoSpace) } else { Ok(()) }
+        if growth > self.spare_for_new() { Err(Status::NoSpace) } else { Ok(()) }
     }
 
     /// Whether the namespace may grow for itself.

@@ -222,6 +222,11 @@ impl Namespace {
         self.capacity.saturating_sub(usage.charged_bytes + usage.namespace_bytes + usage.reserved_bytes)
     }
 
+    /// What of that new things may take: some is left for changes of what is there.
+    pub fn spare_for_new(&self) -> u64 {
+        self.spare().saturating_sub(dfs::capacity::kept_for_changes(self.capacity))
+    }
+
     /// The cluster map.
     pub fn map(&self) -> &ClusterMap {
         &self.header.map

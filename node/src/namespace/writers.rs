@@ -58,8 +58,8 @@ impl Namespace {
     /// will go to: those are nobody's reservation.
     pub(super) fn reserve(&mut self, session: SessionId, bytes: u64) -> Result<Replied, Status> {
         let own = self.reserved(session);
-        let names = (self.capacity() / limits::RESERVE_NAMES_SHARE).min(limits::RESERVE_NAMES_MAX);
-        let bytes = bytes.min(own + self.spare().saturating_sub(names));
+        let left = 2 * dfs::capacity::kept_for_changes(self.capacity());
+        let bytes = bytes.min(own + self.spare().saturating_sub(left));
         if bytes != own {
             self.change_session(session, |session| session.reserved = bytes);
         }

@@ -162,7 +162,7 @@ impl Node {
         Space {
             capacity: capacity.max(used),
             used,
-            available: capacity.saturating_sub(used),
+            available: capacity.saturating_sub(used + dfs::capacity::kept_for_changes(capacity)),
             inodes: usage.inodes,
             inodes_available: namespace_free / INODE_BYTES_TYPICAL,
         }

@@ -93,11 +93,11 @@ impl Node {
         let least = match op {
             Op::Fold { .. } => return false,
             Op::Reserve { bytes } => *bytes,
-            Op::Allocate { range, .. } if range.length > self.namespace.spare() + usage.reserved_bytes => return false,
+            Op::Allocate { range, .. } if range.length > self.namespace.spare_for_new() + usage.reserved_bytes => return false,
             Op::Allocate { range, .. } => range.length + range.length / 8,
             _ => capacity::behind_charge((limits::WRITE_CHUNKS_MAX * limits::CHUNK_BYTES_MAX) as u64, limits::WRITE_PATCHES_MAX as u64),
         };
-        if self.namespace.spare() >= least {
+        if self.namespace.spare_for_new() >= least {
             return false;
         }
         let metadata_is_full = usage.namespace_bytes >= most.namespace_bytes_max

@@ -69,8 +69,8 @@ impl Namespace {
         self.check_records()?;
         let (usage, limits) = (self.store.usage(), self.header.limits);
         let records = missing / limits::SLOT_BYTES * RESERVED_SLOT_BYTES;
-        let fits =
-            missing.saturating_add(records) <= self.spare() && usage.namespace_bytes.saturating_add(records) <= limits.namespace_bytes_max;
+        let fits = missing.saturating_add(records) <= self.spare_for_new()
+            && usage.namespace_bytes.saturating_add(records) <= limits.namespace_bytes_max;
         if fits || missing == 0 { Ok(()) } else { Err(Status::NoSpace) }
     }
 
