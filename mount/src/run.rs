@@ -36,6 +36,8 @@ use crate::waiters::Watch;
 
 /// Time that ending the session may take; `umount` promises that the process is gone within 2 s.
 const END_TIMEOUT: Duration = Duration::from_millis(1200);
+/// The core ends calls at their deadline; so much later on a machine that is slow to schedule it.
+const LATE: Duration = Duration::from_secs(1);
 /// Time for the kernel to let the connection go after an unmount.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -221,8 +223,8 @@ impl Running {
             ),
             status => format!("the cluster at {} refuses: {status}", tried()),
         };
-        self.own(client::Call::Query(Query::Attributes { ino: ROOT }), self.op_timeout).map_err(failed)?;
-        match self.own(client::Call::Map, self.op_timeout).map_err(failed)? {
+        self.own(client::Call::Query(Query::Attributes { ino: ROOT }), self.op_timeout + LATE).map_err(failed)?;
+        match self.own(client::Call::Map, self.op_timeout + LATE).map_err(failed)? {
             client::Reply::Map(map) => Ok(map),
             _ => Err(failed(Status::Internal)),
         }
@@ -258,13 +260,13 @@ impl Running {
     /// Waits for everything that is dirty; a second signal cuts it short. Once that has failed, only for a moment: what was written since may
     /// still find its place, what failed has had its time.
     fn flush(&mut self) {
-        let patience = if self.gave_up { END_TIMEOUT } else { self.op_timeout };
+        let patience = if self.gave_up { END_TIMEOUT } else { self.op_timeout + LATE };
         match self.own(client::Call::Flush, patience) {
             Err(status) if !self.gave_up => {
                 tracing::error!(%status, "not everything could be flushed");
                 self.gave_up = true;
             }
-            Err(status) => tracing::info!(%status, "not everything could be flushed at the end either"),
+            Err(status) => tracing::info!(%status, "nor could it at the end"),
             Ok(_) => {}
         }
     }
@@ -273,11 +275,10 @@ impl Running {
     fn own(&self, call: client::Call, timeout: Duration) -> OwnResult {
         let (answer, result) = bounded(1);
         self.server.send_waiting(Input::Own { call, answer })?;
-        // The core ends calls at their deadline; the second on top is for a machine that is slow to schedule it.
         select! {
             recv(result) -> result => result.unwrap_or(Err(Status::ShuttingDown)),
             recv(self.signals) -> _ => Err(Status::Interrupted),
-            default(timeout + Duration::from_secs(1)) => Err(Status::TimedOut),
+            default(timeout) => Err(Status::TimedOut),
         }
     }
 
