@@ -61,10 +61,16 @@ impl TempDir {
     /// Makes it below the system's temporary directory.
     pub fn new() -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("dfs-test-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).expect("temporary directory");
-        TempDir(path)
+        loop {
+            let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("dfs-test-{}-{number}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return TempDir(path),
+                // Of a run that was killed, by a process with the same number.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("temporary directory {}: {error}", path.display()),
+            }
+        }
     }
 
     /// Where it is.
