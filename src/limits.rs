@@ -218,7 +218,7 @@ pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
 pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
 /// A node takes chunks of clients until what it lends is exceeded by this part of it: what was accepted must find its place although
 /// records that nobody reserves room for (of outcomes, rights and locks) have come meanwhile.
-pub const ROOM_TOLERANCE_SHARE: u64 = 64;
+pub const ROOM_TOLERANCE_SHARE: u64 = 128;
 /// Memory that a reserved run of a file is charged for beside what a chunk of its length is: the chunk's record on a voter.
 pub const RESERVATION_OVERHEAD_BYTES: u64 = 256;
 /// Reserved runs of one slot that a fold leaves alone; where there are more, only those that are too long to be written inline.
