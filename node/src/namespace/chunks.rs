@@ -154,6 +154,9 @@ impl Namespace {
         let growth = added.saturating_sub(freed);
         let room = match kind {
             Kind::Paid => u64::MAX,
+            // Inline bytes have a bound of their own. A small write over what is there must not fail: a fold may have made the space that it was
+            // reserved for a part of a chunk.
+            Kind::Change if brought == 0 && !shift.reserves => u64::MAX,
             Kind::Change => self.spare(),
             Kind::New => self.spare_for_new(),
         };

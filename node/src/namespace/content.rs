@@ -91,7 +91,8 @@ impl Plan {
             shift.added += slot.reserved().charge + slot.weight();
         }
         shift.filled = self.old_reserved.bytes.saturating_sub(reserved.bytes);
-        shift.brings = inline > self.old_inline || reserved.bytes > self.old_reserved.bytes || self.shares;
+        shift.reserves = reserved.bytes > self.old_reserved.bytes;
+        shift.brings = inline > self.old_inline || shift.reserves || self.shares;
         shift
     }
 }
@@ -115,6 +116,8 @@ pub(super) struct Shift {
     pub filled: u64,
     /// Whether there will be more inline bytes, more reserved ones, or another file's chunks.
     pub brings: bool,
+    /// Whether there will be more reserved ones.
+    pub reserves: bool,
 }
 
 /// `offset..end` by slots: index, and start and end within the slot.
