@@ -631,17 +631,12 @@ fn commits_of_what_is_reserved_never_meet_a_full_cluster() {
 fn a_session_that_has_reserved_everything_still_makes_names() {
     let mut leader = Leader::with(&[A]);
     let Replied::Reserved { bytes } = leader.op(A, Op::Reserve { bytes: u64::MAX }).unwrap().0 else { panic!("no room told") };
-    let long = |index: u64| Op::Create {
-        parent: ROOT,
-        name: name(&format!("{index}")),
-        kind: NewKind::Symlink { target: vec![b'x'; 4000] },
-        mode: 0o777,
-        uid: 0,
-        gid: 0,
-        exclusive: true,
-        hold: false,
-        write: false,
-        umask: 0,
+    let long = |index: u64| {
+        let mut op = create(&index.to_string(), false);
+        if let Op::Create { kind, .. } = &mut op {
+            *kind = NewKind::Symlink { target: vec![b'x'; 4000] };
+        }
+        op
     };
     let refused = (0..).find_map(|index| leader.op(A, long(index)).err());
     assert_eq!((refused, leader.asked.get(&A)), (Some(Status::Reclaiming), Some(&1)));
