@@ -307,27 +307,26 @@ impl Run {
         self.world.submit(pid, token, call);
     }
 
-    /// The host of the leader of the highest term; of some node where nobody leads.
-    fn leader_host(&self) -> Host {
+    /// The host of the leader of the highest term.
+    fn leader_host(&self) -> Option<Host> {
         let leaders = self.world.processes.values().filter_map(|process| Some((process.as_node()?.leads()?, process.host)));
-        leaders.max().map_or(0, |(_, host)| host)
+        leaders.max().map(|(_, host)| host)
     }
 
-    /// Puts the leader's host in its place.
-    fn resolve(&self, fault: Fault) -> Fault {
-        let leader = self.leader_host();
-        let one = |host: Host| if host == LEADER { leader } else { host };
-        let many = |hosts: Vec<Host>| hosts.into_iter().map(one).collect::<Vec<_>>();
-        match fault {
-            Fault::Crash { host, death, back_after } => Fault::Crash { host: one(host), death, back_after },
-            Fault::Pause { host, length } => Fault::Pause { host: one(host), length },
-            Fault::Partition { from, to, both, length } => Fault::Partition { from: many(from), to: many(to), both, length },
-            Fault::Slow { host, by, length } => Fault::Slow { host: one(host), by, length },
+    /// Puts the leader's host in its place. `None`: nobody leads. Another node in its place might be silent for as long as a leader may be.
+    fn resolve(&self, fault: Fault) -> Option<Fault> {
+        let one = |host: Host| if host == LEADER { self.leader_host() } else { Some(host) };
+        let many = |hosts: Vec<Host>| hosts.into_iter().map(one).collect::<Option<Vec<_>>>();
+        Some(match fault {
+            Fault::Crash { host, death, back_after } => Fault::Crash { host: one(host)?, death, back_after },
+            Fault::Pause { host, length } => Fault::Pause { host: one(host)?, length },
+            Fault::Partition { from, to, both, length } => Fault::Partition { from: many(from)?, to: many(to)?, both, length },
+            Fault::Slow { host, by, length } => Fault::Slow { host: one(host)?, by, length },
             Fault::Resets { count } => Fault::Resets { count },
-            Fault::Mute { host, towards, length, stop } => Fault::Mute { host: one(host), towards, length, stop },
-            Fault::Suspend { host, client, others, length, later } => Fault::Suspend { host: one(host), client, others, length, later },
-            Fault::Corrupt { host, count } => Fault::Corrupt { host: one(host), count },
-        }
+            Fault::Mute { host, towards, length, stop } => Fault::Mute { host: one(host)?, towards, length, stop },
+            Fault::Suspend { host, client, others, length, later } => Fault::Suspend { host: one(host)?, client, others, length, later },
+            Fault::Corrupt { host, count } => Fault::Corrupt { host: one(host)?, count },
+        })
     }
 
     /// Has a fault end after a while.
@@ -350,7 +349,7 @@ impl Run {
     }
 
     pub fn begin(&mut self, fault: Fault) {
-        let fault = self.resolve(fault);
+        let Some(fault) = self.resolve(fault) else { return };
         let nodes = self.plan.nodes.len();
         if self.under_way.values().any(|other| fault.may_not_join(other, nodes)) {
             return;
@@ -439,7 +438,9 @@ impl Run {
             Fault::Slow { host, .. } => _ = self.world.network.slow.remove(host),
             Fault::Mute { host, towards, stop, .. } => {
                 match stop {
-                    Some(length) => self.begin(Fault::Pause { host: *host, length: *length }),
+                    // One that leads no more has to be heard by the one that does, sooner than such a pause ends.
+                    Some(length) if self.leader_host() == Some(*host) => self.begin(Fault::Pause { host: *host, length: *length }),
+                    Some(_) => {}
                     None => self.begin(Fault::Crash { host: *host, death: Death::Silent, back_after: SECOND }),
                 }
                 for to in towards {

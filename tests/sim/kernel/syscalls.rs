@@ -15,8 +15,9 @@ use super::{Guard, Kernel};
 /// The daemon reads at most so much in one request.
 const READ_MAX: u64 = 32 * PAGE;
 
-/// Writes longer than this may be made through a mapping: those of files with one writer, since a mapping writes whole pages.
-const MAPPED_MIN: usize = 16;
+/// Writes of these lengths may be made through a mapping: those of files with one writer, since a mapping writes whole pages. Linux writes
+/// neighbouring pages in one request, this model one by one: of more of them the refusals of a full cluster take longer than one call may.
+const MAPPED_LENGTHS: std::ops::Range<usize> = 17..64 * PAGE as usize;
 
 /// So often a program's stat finds a name whose inode is gone when its attributes are asked for, before it is told so.
 const STALE_TRIES: usize = 4;
@@ -88,7 +89,7 @@ impl Kernel {
             Call::Write { ino, at, bytes, .. } => {
                 let open = self.open(ino, luck, OpenMode { write: true, ..OpenMode::default() }).await?;
                 let result = match at {
-                    WriteAt::Offset(offset) if bytes.len() > MAPPED_MIN && luck.is_multiple_of(7) => {
+                    WriteAt::Offset(offset) if MAPPED_LENGTHS.contains(&bytes.len()) && luck.is_multiple_of(7) => {
                         self.write_mapped(open, offset, &bytes).await
                     }
                     _ => self.write(open, at, &bytes).await,
