@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Mount, ends_within, program, random_bytes, run, wait_until};
+use common::{Cluster, Mount, TempDir, ends_within, program, random_bytes, run, wait_until};
 use dfs::limits;
 use dfs::random::Random;
 
@@ -184,7 +184,7 @@ fn a_forced_unmount_ends_everything_but_what_was_written() {
 #[test]
 fn two_mounts_of_one_cluster_end_each_on_its_own() {
     let cluster = Cluster::start(3);
-    let temp = common::TempDir::new();
+    let temp = TempDir::new();
     let nodes = cluster.addresses();
     let points: Vec<PathBuf> = (0..3).map(|number| temp.path().join(format!("m{number}"))).collect();
     points.iter().for_each(|point| fs::create_dir(point).unwrap());
@@ -429,6 +429,33 @@ fn a_mount_point_whose_mount_is_stopped_is_refused_and_not_waited_for() {
     mount.signal(libc::SIGCONT);
     fs::write(mount.path().join("f"), b"alive").unwrap();
     assert!(mount.unmount().success());
+}
+
+#[test]
+fn of_two_that_mount_at_one_point_at_once_one_does() {
+    let cluster = Cluster::start(1);
+    let temp = TempDir::new();
+    let point = temp.path().to_str().expect("UTF-8").to_string();
+    for round in 0..8 {
+        let starts: Vec<_> = (0..3)
+            .map(|_| {
+                let (nodes, point) = (cluster.addresses(), point.clone());
+                std::thread::spawn(move || run("dfs-mount", &["--nodes", &nodes, &point], None))
+            })
+            .collect();
+        let ended: Vec<_> = starts.into_iter().map(|start| start.join().expect("a start ends")).collect();
+        let (mounted, refused): (Vec<_>, Vec<_>) = ended.into_iter().partition(|end| end.code() == 0);
+        let written = fs::write(temp.path().join("f"), b"alive");
+        for _ in &mounted {
+            run("dfs", &["umount", &point], None).ok();
+        }
+        assert_eq!(mounted.len(), 1, "round {round}");
+        written.expect("the one that is there works");
+        for end in &refused {
+            assert!(end.stderr().contains("mounted there already"), "{}", end.stderr());
+        }
+        assert!(!temp.path().join("f").exists(), "nothing is mounted below it");
+    }
 }
 
 #[test]

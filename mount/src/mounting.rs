@@ -52,9 +52,7 @@ pub fn check_point(point: &Path) -> Result<PathBuf, String> {
     for _ in 0..LEFTOVERS_MAX {
         let Some(top) = mounts()?.into_iter().rev().find(|mount| mount.point == path) else { break };
         if !top.is_fuse || leftover::look(&path) != Found::Dead {
-            return Err(format!(
-                "{shown}: something is mounted there already; unmount it first (umount {shown}), or choose another directory"
-            ));
+            return Err(taken(point));
         }
         // Before the first line of a log: this is news for whoever started the command.
         eprintln!("dfs-mount: {shown}: clearing a mount whose process is gone");
@@ -65,6 +63,11 @@ pub fn check_point(point: &Path) -> Result<PathBuf, String> {
         return Err(format!("{shown}: not a directory; a mount point has to be one"));
     }
     Ok(path)
+}
+
+fn taken(point: &Path) -> String {
+    let shown = point.display();
+    format!("{shown}: something is mounted there already; unmount it first (umount {shown}), or choose another directory")
 }
 
 fn unreachable(point: &Path, error: &io::Error) -> String {
@@ -112,11 +115,43 @@ pub fn check_device() -> Result<(), String> {
 
 /// Mounts on a path that was checked; answers the connection to the kernel. The mount waits in the kernel until it is served.
 pub fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount), String> {
-    let before: Vec<String> = mounts()?.into_iter().map(|mount| mount.device).collect();
+    // Which new mount is ours can be told only if no other process mounts here meanwhile; and whoever did since the check was first.
+    let _turn = Turn::take(point)?;
+    let before = mounts()?;
+    if before.iter().any(|mount| mount.point == point) {
+        return Err(taken(point));
+    }
+    let before: Vec<String> = before.into_iter().map(|mount| mount.device).collect();
     let connection = if is_root() { mount_directly(point, options)? } else { mount_by_helper(point, options)? };
     let mine = mounts()?.into_iter().rev().find(|mount| mount.point == point && !before.contains(&mount.device));
     let Some(mine) = mine else { return Err(format!("{}: mounted, but it does not show in /proc/self/mountinfo", point.display())) };
     Ok((connection, Mount { point: point.to_path_buf(), device: mine.device }))
+}
+
+/// The only process of ours that mounts at a point just now: a lock of the directory below.
+struct Turn(Option<File>);
+
+impl Turn {
+    fn take(point: &Path) -> Result<Self, String> {
+        // Who may not read the directory mounts without a turn.
+        let Ok(directory) = File::open(point) else { return Ok(Turn(None)) };
+        match flock(&directory, libc::LOCK_EX | libc::LOCK_NB) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(taken(point)),
+            _ => Ok(Turn(Some(directory))),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Closing might not do it: a child that was forked meanwhile keeps the descriptor.
+        self.0.iter().for_each(|directory| _ = flock(directory, libc::LOCK_UN));
+    }
+}
+
+fn flock(file: &File, operation: libc::c_int) -> io::Result<()> {
+    // SAFETY: a system call on a descriptor that is open.
+    if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl Mount {
