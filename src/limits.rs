@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Version of the wire protocol; peers of another version are refused.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// Longest file name.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest symbolic link target.
@@ -216,6 +216,10 @@ pub const LOCATE_EXTENTS_MAX: usize = 1 << 18;
 pub const CHUNK_OVERHEAD_BYTES: u64 = 256;
 /// Memory that each upload of a chunk is charged for.
 pub const INSTANCE_OVERHEAD_BYTES: u64 = 128;
+/// What a node keeps of its memory for its own working: its program, the Raft log, the allocator's tables, half-used pages, and what is under way.
+/// So much, and this part of it.
+pub const OWN_MEMORY_BYTES: u64 = 24 << 20;
+pub const OWN_MEMORY_SHARE: u64 = 32;
 /// A node takes chunks of clients until what it lends is exceeded by this part of it: what was accepted must find its place although
 /// records that nobody reserves room for (of outcomes, rights and locks) have come meanwhile.
 pub const ROOM_TOLERANCE_SHARE: u64 = 128;
@@ -265,8 +269,8 @@ pub const REPAIR_BUSY_PAUSE: Duration = Duration::from_millis(20);
 /// Copies are announced together: those of this time, and so many may wait to be seen in the log.
 pub const REPAIR_ANNOUNCE_AFTER: Duration = Duration::from_millis(20);
 pub const REPAIR_ANNOUNCED_MAX: usize = 1 << 14;
-/// A node that had no room for something counts as full this long.
-pub const REPAIR_FULL_FOR: Duration = Duration::from_secs(5);
+/// Copies are moved to where they belong only if this part of the node's memory stays free there; ones that are wanting fill the last byte.
+pub const REPAIR_MARGIN_SHARE: u64 = 64;
 /// Over this long the pace of repair is measured.
 pub const REPAIR_PACE_INTERVAL: Duration = Duration::from_millis(500);
 /// Bytes that a node hashes again per second to find copies that have gone bad: about 1 % of the thread at 2 to 3 GB/s, which is what BLAKE3

@@ -580,10 +580,10 @@ impl Node {
             (Purpose::Muster { round, address }, Response::Mustered { cluster, allegiance }) => {
                 self.on_mustered(round, &address, forming::Answer::Stands { node: from, cluster, allegiance });
             }
-            (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, full, scrubbed, .. }) => {
+            (Purpose::Ping(node), Response::Pong { epoch, stored, chunks, resident, room, scrubbed, .. }) => {
                 let own = self.map.epoch;
                 if let Some(leading) = &mut self.leading {
-                    leading.on_pong(self.now, node, leader::Load { stored, chunks, resident, full, scrubbed });
+                    leading.on_pong(self.now, node, leader::Load { stored, chunks, resident, room: Some(room), scrubbed });
                     if epoch < own {
                         self.tell(node, Notice::Map(self.map.clone()), Bytes::new());
                     }

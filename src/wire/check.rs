@@ -79,7 +79,7 @@ fn request(request: &Request) -> Result<(), Status> {
         Request::Delete { items } | Request::Audit { items } | Request::Lost { items } | Request::Copied { items } => {
             require(items.len() <= limits::UPLOADS_LIST_MAX)
         }
-        Request::Ping { full, .. } => require(full.len() <= limits::NODES_MAX),
+        Request::Ping { crowded, .. } => require(crowded.len() <= limits::NODES_MAX),
         Request::GiveUp { rights } => self::rights(rights),
         Request::Renew { flushing, .. } => require(flushing.len() <= limits::CLIENT_RECALLS_MAX),
         Request::Check(check) => self::check(check),

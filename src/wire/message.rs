@@ -87,8 +87,8 @@ pub enum Request {
     Identify,
     /// To the leader (others answer `NotLeader`): make me a member. Idempotent.
     Join { member: Member },
-    /// Leader to members, every heartbeat interval; tells the newest epoch, and who has no room for more chunks.
-    Ping { term: Term, epoch: Epoch, sent: Time, full: Vec<NodeId> },
+    /// Leader to members, every heartbeat interval; tells the newest epoch, and how much room those have that hardly have any.
+    Ping { term: Term, epoch: Epoch, sent: Time, crowded: Vec<(NodeId, u64)> },
     /// Leader to holders: forget these uploads. Idempotent.
     Delete { items: Vec<(ChunkHash, Instance)> },
     /// Storage node to leader: what are these uploads of mine?
@@ -199,8 +199,8 @@ pub enum Response {
         chunks: u64,
         memory: u64,
         resident: u64,
-        /// It has no room for more chunks.
-        full: bool,
+        /// Bytes of chunks, with all that keeping them takes, that it has room for.
+        room: u64,
         scrubbed: Scrubbed,
     },
     /// The log is applied up to there, with what was announced.

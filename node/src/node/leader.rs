@@ -26,7 +26,8 @@ pub(super) struct Load {
     pub stored: u64,
     pub chunks: u64,
     pub resident: u64,
-    pub full: bool,
+    /// `None`: it has not said so yet.
+    pub room: Option<u64>,
     pub scrubbed: Scrubbed,
 }
 
@@ -404,10 +405,10 @@ impl Node {
             }
         }
         let (term, epoch) = (leading.term, self.map.epoch);
-        let full = self.full_members();
-        self.repair.full = full.iter().copied().collect();
+        let crowded = self.crowded_members();
+        self.repair.crowded = crowded.iter().copied().collect();
         for node in ping {
-            let request = Request::Ping { term, epoch, sent: now, full: full.clone() };
+            let request = Request::Ping { term, epoch, sent: now, crowded: crowded.clone() };
             self.ask(node, request, Purpose::Ping(node), limits::PING_TIMEOUT);
         }
         // A leader that is cut off hears nobody and knows nothing about them. What it proposed in that state would come true when it

@@ -2,7 +2,7 @@
 //!
 //! Copies come from any living holder, the whole chunk at a time, over the bulk lane; the store checks the hash before it keeps one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -28,13 +28,12 @@ pub(super) struct Repair {
     pub budget: Budget,
     /// Copies on their way to this node.
     pulls: BTreeMap<ChunkHash, Pull>,
+    /// What keeping them will take.
     pulled_bytes: u64,
     /// Not before this time is another copy asked for.
     pull_after: Time,
-    /// Nodes without room, as the leader last said.
-    pub full: BTreeSet<NodeId>,
-    /// When the store last refused something for want of room.
-    refused: Option<Time>,
+    /// The rooms of nodes that have little, as the leader last said.
+    pub crowded: BTreeMap<NodeId, u64>,
     pace: Pace,
 }
 
@@ -63,8 +62,7 @@ impl Repair {
             pulls: BTreeMap::new(),
             pulled_bytes: 0,
             pull_after: Time(0),
-            full: BTreeSet::new(),
-            refused: None,
+            crowded: BTreeMap::new(),
             pace: Pace::default(),
         }
     }
@@ -74,16 +72,11 @@ impl Repair {
         *self = Repair::new(rate);
     }
 
-    /// The store had no room for something.
-    pub fn on_refused(&mut self, now: Time) {
-        self.refused = Some(now);
-    }
-
     /// Asserts what must always hold.
     pub fn check_invariants(&self) {
         self.planner.check_invariants();
         self.announcements.check_invariants();
-        assert_eq!(self.pulled_bytes, self.pulls.values().map(|pull| u64::from(pull.length)).sum::<u64>());
+        assert_eq!(self.pulled_bytes, self.pulls.values().map(|pull| chunk_charge(u64::from(pull.length))).sum::<u64>());
         assert!(self.pulls.len() <= limits::REPAIR_PULLS_MAX);
     }
 }
@@ -108,10 +101,9 @@ impl Node {
         self.repair.pulls.len() < limits::REPAIR_PULLS_MAX && self.repair.pulled_bytes < limits::REPAIR_PULL_BYTES_MAX
     }
 
-    /// Whether there is hardly room for more chunks here.
-    pub(super) fn is_full(&self) -> bool {
-        let lately = self.repair.refused.is_some_and(|at| self.now.since(at) < limits::REPAIR_FULL_FOR);
-        lately || !self.has_room(self.repair.pulled_bytes + self.config.memory / 64)
+    /// Bytes of chunks, with all that keeping them takes, for which there is room here beside the copies that are on their way.
+    pub(super) fn room(&self) -> u64 {
+        self.config.memory.saturating_sub(self.taken().saturating_add(self.repair.pulled_bytes))
     }
 
     /// Whether a copy here is to stay although somebody said that it may go: he did not know what this node knows.
@@ -131,9 +123,9 @@ impl Node {
         let now = self.now;
         self.repair.announcements.on_applied(self.namespace.applied());
         if self.repair.planner.is_due(now, self.namespace.map().epoch) {
-            let full = self.is_full();
+            let room = self.room();
             let contains = |hash: &ChunkHash| self.chunks.contains(hash);
-            let here = Here { id: self.id, full, others_full: &self.repair.full, contains: &contains };
+            let here = Here { id: self.id, room, crowded: &self.repair.crowded, contains: &contains };
             self.repair.planner.walk(now, &self.namespace, &here);
         }
         while now >= self.repair.pull_after && self.may_pull() {
@@ -162,6 +154,10 @@ impl Node {
         if sources.is_empty() || held.holders.contains(&self.id) {
             return;
         }
+        let charge = chunk_charge(u64::from(length));
+        if charge > self.room() {
+            return self.repair.planner.walk_again(self.now);
+        }
         if !self.repair.budget.admit(self.now, u64::from(length)) {
             self.repair.pull_after = self.now + self.repair.budget.patience();
             return self.repair.planner.put_back(task);
@@ -170,7 +166,7 @@ impl Node {
         let request = Request::Get { hash, range: ByteRange { offset: 0, length: u64::from(length) } };
         if self.ask(source, request, Purpose::Pull { hash }, limits::REPAIR_PULL_TIMEOUT) {
             self.repair.pulls.insert(hash, Pull { instance, length, source });
-            self.repair.pulled_bytes += u64::from(length);
+            self.repair.pulled_bytes += charge;
             if self.sabotaged(Sabotage::CopyAnnouncedEarly) {
                 self.repair.announcements.add(self.now, (hash, instance));
             }
@@ -199,7 +195,7 @@ impl Node {
 
     fn end_pull(&mut self, hash: &ChunkHash) -> Option<Pull> {
         let pull = self.repair.pulls.remove(hash)?;
-        self.repair.pulled_bytes -= u64::from(pull.length);
+        self.repair.pulled_bytes -= chunk_charge(u64::from(pull.length));
         Some(pull)
     }
 
@@ -207,7 +203,7 @@ impl Node {
     fn keep_copy(&mut self, hash: ChunkHash, instance: Instance, came: Option<(Bytes, NodeId)>) {
         let source = came.as_ref().map(|(_, source)| *source);
         let kept = match came {
-            Some((bytes, _)) if self.has_room(bytes.len() as u64) => self.chunks.put(self.now, hash, instance, bytes),
+            Some((bytes, _)) if chunk_charge(bytes.len() as u64) <= self.room() => self.chunks.put(self.now, hash, instance, bytes),
             Some(_) => Err(Status::Full),
             None => self.chunks.link(self.now, hash, instance),
         };
@@ -218,12 +214,7 @@ impl Node {
                 self.ask(source, Request::Suspect { hash }, Purpose::Forgotten, limits::ATTEMPT_TIMEOUT);
                 self.repair.planner.walk_again(self.now);
             }
-            (result, _) => {
-                if result == Err(Status::Full) {
-                    self.repair.on_refused(self.now);
-                }
-                self.repair.planner.walk_again(self.now);
-            }
+            _ => self.repair.planner.walk_again(self.now),
         }
     }
 
@@ -288,21 +279,18 @@ impl Node {
         }
     }
 
-    /// Members that have no room, as the leader knows.
-    pub(super) fn full_members(&self) -> Vec<NodeId> {
+    /// The rooms of members that may not have enough for every chunk, as far as the leader knows.
+    pub(super) fn crowded_members(&self) -> Vec<(NodeId, u64)> {
         let Some(leading) = &self.leading else { return Vec::new() };
-        let stores = self.map.members.iter().filter(|member| member.state == MemberState::Live);
-        let full =
-            |node: &NodeId| if *node == self.id { self.is_full() } else { leading.contact(*node).is_some_and(|contact| contact.load.full) };
-        stores.map(|member| member.id).filter(full).collect()
+        let rooms = self.map.members.iter().filter(|member| member.state == MemberState::Live).filter_map(|member| {
+            let room = if member.id == self.id { Some(self.room()) } else { leading.contact(member.id)?.load.room };
+            let enough = chunk_charge(limits::CHUNK_BYTES_MAX as u64) + member.memory / limits::REPAIR_MARGIN_SHARE;
+            Some((member.id, room.filter(|&room| room < enough)?))
+        });
+        rooms.collect()
     }
 
-    /// Whether a chunk of that length fits beside the namespace.
-    pub(super) fn has_room(&self, length: u64) -> bool {
-        self.taken().saturating_add(length) <= self.config.memory
-    }
-
-    /// The same of a chunk that a client brings: it may have reserved room for it in the cluster.
+    /// Whether a chunk fits that a client brings, which may have reserved room for it in the cluster.
     pub(super) fn has_room_for_upload(&self, length: u64) -> bool {
         self.taken().saturating_add(chunk_charge(length)) <= self.config.memory + self.config.memory / limits::ROOM_TOLERANCE_SHARE
     }

@@ -127,18 +127,18 @@ impl Node {
             Request::Identify | Request::Muster | Request::Map { .. } | Request::Status => self.on_open_request(asker, request),
             _ if self.stage == Stage::Joining => self.fail(asker, Status::NotMember),
             Request::Join { member } => self.on_join(asker, node, member),
-            Request::Ping { term, epoch, sent, full } => {
+            Request::Ping { term, epoch, sent, crowded } => {
                 if self.group.as_ref().is_some_and(|group| term >= group.term()) {
                     self.leader_heard = now;
                 }
-                self.repair.full = full.into_iter().collect();
+                self.repair.crowded = crowded.into_iter().collect();
                 if epoch > self.map.epoch {
                     self.ask(node, Request::Map { known: self.map.epoch }, super::Purpose::FetchMap, limits::ATTEMPT_TIMEOUT);
                 }
                 let usage = self.chunks.usage();
                 let (stored, chunks, memory) = (usage.stored, usage.chunks, self.config.memory);
-                let (epoch, resident, full, scrubbed) = (self.map.epoch, self.resident, self.is_full(), self.chunks.scrubbed());
-                let pong = Response::Pong { sent, epoch, stored, chunks, memory, resident, full, scrubbed };
+                let (epoch, resident, room, scrubbed) = (self.map.epoch, self.resident, self.room(), self.chunks.scrubbed());
+                let pong = Response::Pong { sent, epoch, stored, chunks, memory, resident, room, scrubbed };
                 self.answer(asker, Ok(pong), Bytes::new());
             }
             Request::Delete { items } => {
@@ -197,15 +197,10 @@ impl Node {
     fn put(&mut self, epoch: Epoch, hash: ChunkHash, instance: Instance, bytes: Bytes) -> Result<(), Status> {
         self.check_placement(epoch, &hash)?;
         // The copy of the namespace lives inside the same budget.
-        let result = if self.has_room_for_upload(bytes.len() as u64) || self.chunks.contains(&hash) {
-            self.chunks.upload(self.now, hash, instance, Some(bytes))
-        } else {
-            Err(Status::Full)
-        };
-        if result == Err(Status::Full) {
-            self.repair.on_refused(self.now);
+        if !self.has_room_for_upload(bytes.len() as u64) && !self.chunks.contains(&hash) {
+            return Err(Status::Full);
         }
-        result
+        self.chunks.upload(self.now, hash, instance, Some(bytes))
     }
 
     /// A sender with an older map that chose a node which is no owner by now is told so. One with the newest map may have passed over

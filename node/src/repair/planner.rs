@@ -4,10 +4,11 @@
 //! enough replicas of which one is not with its owner is *misplaced*: the owner makes a copy, and with its record somebody else's goes.
 //! Weak ones first, those with the fewest readable copies before all others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use dfs::capacity::chunk_charge;
 use dfs::cluster_map::ClusterMap;
-use dfs::limits::{REPAIR_CYCLE, REPAIR_TASKS_MAX, REPAIR_WALK_AGAIN, REPAIR_WALK_STEP, REPAIR_WALK_VISITS};
+use dfs::limits::{REPAIR_CYCLE, REPAIR_MARGIN_SHARE, REPAIR_TASKS_MAX, REPAIR_WALK_AGAIN, REPAIR_WALK_STEP, REPAIR_WALK_VISITS};
 use dfs::placement::{self, PlacementTable};
 use dfs::time::Time;
 use dfs::types::{ChunkHash, Epoch, Instance, NodeId};
@@ -61,12 +62,19 @@ pub struct Planner {
 /// The node for which is planned.
 pub struct Here<'a> {
     pub id: NodeId,
-    /// Whether it has no room for more.
-    pub full: bool,
-    /// Other nodes without room.
-    pub others_full: &'a BTreeSet<NodeId>,
+    /// Bytes of chunks, with all that keeping them takes, that it has room for.
+    pub room: u64,
+    /// The same of those others that have room for little.
+    pub crowded: &'a BTreeMap<NodeId, u64>,
     /// Whether the chunk's bytes are here.
     pub contains: &'a dyn Fn(&ChunkHash) -> bool,
+}
+
+impl Here<'_> {
+    fn has_room(&self, node: NodeId, bytes: u64) -> bool {
+        let room = if node == self.id { Some(&self.room) } else { self.crowded.get(&node) };
+        room.is_none_or(|&room| room >= bytes)
+    }
 }
 
 impl Default for Planner {
@@ -198,19 +206,22 @@ fn judge(map: &ClusterMap, order: &[NodeId], held: &Held, here: &Here, survey: &
         if (here.contains)(&held.hash) {
             return Some((urgency, task));
         }
-        let able =
-            |node: &&NodeId| !held.holders.contains(node) && if **node == here.id { !here.full } else { !here.others_full.contains(node) };
+        let able = |node: &&NodeId| !held.holders.contains(node) && here.has_room(**node, chunk_charge(length));
         let called = order.iter().filter(able).take(needed - present).any(|&node| node == here.id);
         return (called && readable > 0).then_some((urgency, task));
     }
     let mut owners = order.iter().take(map.replicas as usize);
     let surplus = held.holders.iter().filter(|&&holder| map.is_living(holder)).count() > needed;
-    let away = owners.clone().any(|owner| !held.holders.contains(owner) && !here.others_full.contains(owner));
+    let fits = |owner: NodeId| {
+        let memory = map.member(owner).map_or(0, |member| member.memory);
+        here.has_room(owner, chunk_charge(length) + memory / REPAIR_MARGIN_SHARE)
+    };
+    let away = owners.clone().any(|&owner| !held.holders.contains(&owner) && fits(owner));
     if away || surplus {
         survey.misplaced += 1;
         survey.misplaced_bytes += length;
     }
-    if !mine && owners.any(|&owner| owner == here.id) && ((here.contains)(&held.hash) || !here.full) {
+    if !mine && owners.any(|&owner| owner == here.id) && ((here.contains)(&held.hash) || fits(here.id)) {
         return Some((MISPLACED, task));
     }
     // Whoever comes first says again that he holds it; with that entry the surplus goes.
