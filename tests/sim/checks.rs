@@ -147,8 +147,10 @@ pub fn is_enough(world: &World, staying: &BTreeMap<NodeId, &Node>, newest: u64) 
         && leader.namespace().chunk_places().all(|place| place.holders.iter().any(|holder| kept(&place, holder)))
 }
 
-/// A chunk that without that process has fewer true copies than it needs; `None` if all have enough.
+/// A chunk of that node's which without it has fewer true copies than it needs; `None` if all have enough. Others' chunks may be weak
+/// for other reasons.
 pub fn copies_elsewhere(world: &World, without: Pid) -> Option<String> {
+    let (_, leaving) = world.nodes().find(|(pid, _)| *pid == without)?;
     let others: BTreeMap<NodeId, &Node> = world.nodes().filter(|(pid, _)| *pid != without).map(|(_, node)| (node.id(), node)).collect();
     // Whoever has applied most knows what has been answered.
     let newest = others.values().max_by_key(|node| node.namespace().applied())?;
@@ -156,7 +158,8 @@ pub fn copies_elsewhere(world: &World, without: Pid) -> Option<String> {
     newest.namespace().chunk_places().find_map(|place| {
         let kept = |holder: &&NodeId| others.get(holder).is_some_and(|node| node.chunks().contains(&place.hash));
         let kept: Vec<NodeId> = place.holders.iter().filter(kept).copied().collect();
-        (kept.len() < needed).then(|| format!("{:?} is on {kept:?} of {:?}, {needed} needed", place.hash, place.holders))
+        (leaving.chunks().contains(&place.hash) && kept.len() < needed)
+            .then(|| format!("{:?} is on {kept:?} of {:?}, {needed} needed", place.hash, place.holders))
     })
 }
 
