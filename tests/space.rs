@@ -153,6 +153,45 @@ fn p7_what_is_reserved_can_be_written_when_the_cluster_is_full() {
     assert!(fs::read(other.path().join("reserved")).unwrap() == content);
 }
 
+/// A slot of very many pieces has to be folded before it takes another one, and its old chunk stays because another file has it, too.
+#[test]
+fn p7_a_shared_chunk_in_many_pieces_is_out_of_space_and_nothing_else_when_the_cluster_is_full() {
+    let cluster = Cluster::start_with(2, Options { memory: "64MiB", ..Options::default() });
+    let mount = Mount::new(&cluster);
+    let mut content = random_bytes(1, MIB as usize);
+    for name in ["file", "twin"] {
+        let file = open(&mount.path().join(name));
+        file.write_all_at(&content, 0).unwrap();
+        file.sync_all().unwrap();
+    }
+    let filler = open(&mount.path().join("filler"));
+    for size in [MIB, 5000] {
+        let (start, fill) = (filler.metadata().unwrap().len(), random_bytes(size, size as usize));
+        let full = (0..100_000).find_map(|round| {
+            let bytes: Vec<u8> = fill.iter().map(|byte| byte.wrapping_add(round as u8)).collect();
+            filler.write_all_at(&bytes, (start + round * size).next_multiple_of(MIB / 64)).and_then(|()| filler.sync_all()).err()
+        });
+        assert_eq!(full.and_then(|error| error.raw_os_error()), Some(libc::ENOSPC));
+    }
+    let file = open(&mount.path().join("file"));
+    let mut write = |count: u64| {
+        let places = (0..count).map(|n| n * 1493 % MIB);
+        places.enumerate().try_for_each(|(n, at)| {
+            file.write_all_at(b"Z", at)?;
+            content[at as usize] = b'Z';
+            if n % 20 == 19 { file.sync_all() } else { Ok(()) }
+        })
+    };
+    let refused = write(600).expect_err("no room for another copy of the chunk");
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    fs::remove_file(mount.path().join("filler")).unwrap();
+    drop(filler);
+    wait_until(Duration::from_secs(15), "the same writes pass once something is deleted", || write(600).is_ok());
+    file.sync_all().unwrap();
+    let other = Mount::new(&cluster);
+    assert!(fs::read(other.path().join("file")).unwrap() == content);
+}
+
 #[test]
 fn holes_are_where_nothing_was_written() {
     let cluster = Cluster::start(3);

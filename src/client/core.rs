@@ -124,7 +124,7 @@ pub(super) enum Internal {
     Fetched { job: u64, hash: ChunkHash, offset: u64, result: Result<Bytes, Status> },
     Uploaded { job: u64, uploaded: Uploaded },
     MapSettled { job: u64 },
-    Folded { job: u64 },
+    Folded { job: u64, no_space: bool },
 }
 
 /// What the core knows of a node's responsiveness on the bulk lane.
@@ -652,7 +652,7 @@ impl Core {
             Internal::Fetched { job, hash, offset, result } => self.on_fetched(now, job, hash, offset, result),
             Internal::Uploaded { job, uploaded } => self.on_uploaded(now, job, uploaded),
             Internal::MapSettled { job } => self.on_map_settled(now, job),
-            Internal::Folded { job } => self.on_folded(now, job),
+            Internal::Folded { job, no_space } => self.on_folded(now, job, no_space),
         }
     }
 

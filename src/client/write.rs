@@ -338,9 +338,9 @@ impl Core {
         }
     }
 
-    /// The fold that a refused commit waited for is over, one way or the other.
-    pub(super) fn on_folded(&mut self, now: Time, id: u64) {
-        self.retry_later(now, id);
+    /// The fold that a refused commit waited for is over, one way or the other. Where it found no room the commit finds none.
+    pub(super) fn on_folded(&mut self, now: Time, id: u64, no_space: bool) {
+        if no_space { self.finish(now, id, Err(Status::NoSpace)) } else { self.retry_later(now, id) }
     }
 
     pub(super) fn on_map_settled(&mut self, now: Time, id: u64) {
@@ -406,7 +406,7 @@ impl Core {
 
     /// Gives back what the work of an ended job held.
     pub(super) fn abandon_work(&mut self, now: Time, id: u64, work: Work, result: Result<(), Status>) {
-        let done = result.is_ok();
+        let (done, no_space) = (result.is_ok(), result == Err(Status::NoSpace));
         let waiter = match work {
             Work::Write(write) => {
                 self.write_bytes -= write.bytes_charged;
@@ -444,7 +444,7 @@ impl Core {
         if let Some((ino, slot, waiter)) = waiter {
             tracing::debug!(%ino, slot, done, "fold ended");
             self.folds.on_ended(ino, slot);
-            self.internal.extend(waiter.map(|job| Internal::Folded { job }));
+            self.internal.extend(waiter.map(|job| Internal::Folded { job, no_space }));
         }
     }
 }
