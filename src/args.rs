@@ -126,7 +126,7 @@ pub fn init_logging(level: &str, format: LogFormat, file: Option<&Path>) -> Resu
     done.map_err(|error| format!("cannot start logging: {error}"))
 }
 
-/// What a node lends unless told: a quarter of the memory that this process may use (the machine's, or its cgroup's limit).
+/// What a node may use unless told: a quarter of the memory that this process may use (the machine's, or its cgroup's limit).
 pub fn memory_default() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = read("/proc/meminfo").and_then(|text| {

@@ -8,6 +8,11 @@ use crate::limits;
 /// The smallest step between sizes of allocations.
 const ALLOCATION_STEP_MIN: u64 = 16;
 
+/// What a node lends that may use so much memory: what its own working takes is left out, but no more than half.
+pub fn lent(memory: u64) -> u64 {
+    memory - (limits::OWN_MEMORY_BYTES + memory / limits::OWN_MEMORY_SHARE).min(memory / 2)
+}
+
 /// Memory that a node is charged for one upload of a chunk of that length: its bytes as the allocator keeps them, its group hashes, its
 /// place in the tables.
 pub fn chunk_charge(length: u64) -> u64 {
@@ -85,6 +90,11 @@ fn capacity_of(mut rooms: Vec<u64>, replicas: u8) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_lends_what_its_own_working_leaves() {
+        assert_eq!([0, 1, 32 << 20, 512 << 20].map(lent), [0, 1, 16 << 20, 472 << 20]);
+    }
 
     #[test]
     fn no_two_copies_in_one_room() {

@@ -148,7 +148,7 @@ fn a_cluster_full_of_small_files_keeps_what_it_accepted() {
 
 /// Writes files of that size at that pace until several calls were refused, and reads all that was accepted on another mount.
 fn fill_with_files(nodes: usize, size: usize, pace: Duration) {
-    let cluster = Cluster::start_with(nodes, Options { memory: "64MiB", ..Options::default() });
+    let cluster = Cluster::start_with(nodes, Options { memory: "96MiB", ..Options::default() });
     let (one, other) = (Mount::new(&cluster), Mount::new(&cluster));
     let mut accepted = Vec::new();
     let mut refused = 0;

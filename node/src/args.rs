@@ -33,7 +33,7 @@ pub struct Args {
     /// join it otherwise
     #[arg(long, value_name = "ADDR,...", value_delimiter = ',')]
     pub peers: Vec<Address>,
-    /// RAM to lend, such as 512MiB; 0 only votes [default: a quarter of the RAM]
+    /// RAM to use, such as 512MiB, of which 24 MiB and a 32nd are for the node's own working; 0 only votes [default: a quarter of the RAM]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Size>,
     /// Copies of each chunk, 1 to 8, decided by the node that forms the cluster; 1 loses data with any node
@@ -76,7 +76,7 @@ pub struct Options {
     /// `None`: the address that listening resulted in.
     pub advertise: Option<Address>,
     pub start: Start,
-    /// Bytes lent.
+    /// Bytes of RAM that the node may use, its own working included; 0 only votes.
     pub memory: u64,
     pub zone: String,
     /// Bytes per second of bulk traffic.

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use dfs::capacity;
 use dfs::link::LinkEvent;
 use dfs::net::{Net, clock};
+use dfs::time::Time;
 use dfs::types::{Address, ClusterId, NodeId};
 
 use crate::args::Options;
@@ -17,8 +19,11 @@ use crate::node::{Node, NodeConfig, NodeOutput};
 
 /// The loop looks at its stop flag at least this often.
 const WAIT_MAX: Duration = Duration::from_millis(100);
-/// Resident memory is read this often.
-const RESIDENT_INTERVAL: Duration = Duration::from_millis(100);
+/// Resident memory is read this often at most.
+const RESIDENT_INTERVAL: Duration = Duration::from_millis(10);
+/// While there is more of it than there should be, freed memory is given back this often, and whenever it grew by this part since.
+const GIVE_BACK_INTERVAL: Duration = Duration::from_millis(100);
+const GIVE_BACK_SHARE: u64 = 32;
 
 const RUN: u8 = 0;
 const LEAVE: u8 = 1;
@@ -77,7 +82,7 @@ pub fn serve(options: &Options, stop: &Stop, ready: impl FnOnce(&Address, Cluste
     let listen = net.listen(&options.listen).map_err(|error| cannot_listen(&options.listen, &error))?;
     let config = NodeConfig {
         address: options.advertise.clone().unwrap_or_else(|| listen.clone()),
-        memory: options.memory,
+        memory: capacity::lent(options.memory),
         rate: options.rate,
         zone: options.zone.clone(),
         start: options.start.clone(),
@@ -90,20 +95,35 @@ pub fn serve(options: &Options, stop: &Stop, ready: impl FnOnce(&Address, Cluste
         tracing::warn!("clients may flip bits here: --debug-faults");
         node.permit_faults();
     }
-    tracing::info!(%listen, node = %node.id(), memory = options.memory, "listening");
-    let give_back = options.give_back.filter(|_| options.memory > 0);
-    // Freed memory is kept, because it is soon needed again, as long as the process stays within what it lends.
-    let look = |resident: u64| give_back.filter(|_| resident > options.memory).into_iter().for_each(|give_back| give_back());
-    run(net, node, stop, look, |cluster, node| ready(&listen, cluster, node))
+    tracing::info!(%listen, node = %node.id(), lends = capacity::lent(options.memory), "listening");
+    let freed = options.give_back.filter(|_| options.memory > 0).map(|give_back| Freed {
+        memory: options.memory,
+        give_back,
+        left: 0,
+        next: Time(0),
+    });
+    run(net, node, stop, freed, |cluster, node| ready(&listen, cluster, node))
 }
 
-fn run(
-    mut net: Net,
-    mut node: Node,
-    stop: &Stop,
-    look_at_resident: impl Fn(u64),
-    ready: impl FnOnce(ClusterId, NodeId),
-) -> Result<(), String> {
+/// Freed memory: kept, because it is soon needed again, as long as the process stays within its memory.
+struct Freed {
+    memory: u64,
+    give_back: fn(),
+    /// What was resident when all of it had been given back.
+    left: u64,
+    next: Time,
+}
+
+impl Freed {
+    fn look(&mut self, now: Time, resident: u64) {
+        if resident > self.memory && (now >= self.next || resident > self.left + self.memory / GIVE_BACK_SHARE) {
+            (self.give_back)();
+            (self.left, self.next) = (resident_bytes(), now + GIVE_BACK_INTERVAL);
+        }
+    }
+}
+
+fn run(mut net: Net, mut node: Node, stop: &Stop, mut freed: Option<Freed>, ready: impl FnOnce(ClusterId, NodeId)) -> Result<(), String> {
     let mut ready = Some(ready);
     let mut events: Vec<LinkEvent> = Vec::new();
     let mut leaving = false;
@@ -124,7 +144,7 @@ fn run(
             resident_at = now + RESIDENT_INTERVAL;
             let resident = resident_bytes();
             node.set_resident(resident);
-            look_at_resident(resident);
+            freed.iter_mut().for_each(|freed| freed.look(now, resident));
         }
         if now >= node.next_deadline() {
             node.on_deadline(now, wall);
