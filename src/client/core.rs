@@ -121,10 +121,24 @@ pub(super) struct Job {
 /// Something that one room finished and another waits for; handled in turn rather than by recursion.
 pub(super) enum Internal {
     Asked(Owner, Result<Response, Status>),
-    Fetched { job: u64, hash: ChunkHash, offset: u64, result: Result<Bytes, Status> },
-    Uploaded { job: u64, uploaded: Uploaded },
-    MapSettled { job: u64 },
-    Folded { job: u64, no_space: bool },
+    Fetched {
+        job: u64,
+        hash: ChunkHash,
+        offset: u64,
+        result: Result<Bytes, Status>,
+    },
+    Uploaded {
+        job: u64,
+        uploaded: Uploaded,
+    },
+    MapSettled {
+        job: u64,
+    },
+    /// What became of the fold that the job waits for.
+    Folded {
+        job: u64,
+        result: Result<(), Status>,
+    },
 }
 
 /// What the core knows of a node's responsiveness on the bulk lane.
@@ -652,7 +666,7 @@ impl Core {
             Internal::Fetched { job, hash, offset, result } => self.on_fetched(now, job, hash, offset, result),
             Internal::Uploaded { job, uploaded } => self.on_uploaded(now, job, uploaded),
             Internal::MapSettled { job } => self.on_map_settled(now, job),
-            Internal::Folded { job, no_space } => self.on_folded(now, job, no_space),
+            Internal::Folded { job, result } => self.on_folded(now, job, result),
         }
     }
 

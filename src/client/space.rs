@@ -142,7 +142,7 @@ impl Core {
         }
     }
 
-    fn on_space_refused(&mut self, now: Time, id: u64, status: Status) {
+    pub(super) fn on_space_refused(&mut self, now: Time, id: u64, status: Status) {
         let Some(Work::Space(job)) = self.jobs.get_mut(&id).map(|job| &mut job.work) else { return };
         job.retries += 1;
         match (status, job.changed()) {

@@ -103,6 +103,8 @@ pub(super) struct WriteJob {
     pub(super) bytes_charged: usize,
     /// A commit gave `WRITE` back, or may have.
     yielded: bool,
+    /// A fold that it waited for found no room.
+    crowded: bool,
 }
 
 impl Core {
@@ -294,7 +296,13 @@ impl Core {
             if let (Kind::Fold { slot, .. }, Status::Conflict) = (kind, status) {
                 self.folds.on_overtaken(now, ino, slot);
             }
-            return self.finish(now, id, Err(if status == Status::Reclaiming { Status::NoSpace } else { status }));
+            // A fold tells whoever waits for it that there may be room soon; the program only hears that there is none.
+            let no_space = match status {
+                Status::Reclaiming => !matches!(kind, Kind::Fold { .. }),
+                Status::Busy => write.crowded,
+                _ => false,
+            };
+            return self.finish(now, id, Err(if no_space { Status::NoSpace } else { status }));
         }
         match status {
             Status::MissingReceipts | Status::StaleMap => {
@@ -339,8 +347,21 @@ impl Core {
     }
 
     /// The fold that a refused commit waited for is over, one way or the other. Where it found no room the commit finds none.
-    pub(super) fn on_folded(&mut self, now: Time, id: u64, no_space: bool) {
-        if no_space { self.finish(now, id, Err(Status::NoSpace)) } else { self.retry_later(now, id) }
+    pub(super) fn on_folded(&mut self, now: Time, id: u64, result: Result<(), Status>) {
+        let no_space = matches!(result, Err(Status::NoSpace | Status::Reclaiming));
+        match self.jobs.get_mut(&id).map(|job| &mut job.work) {
+            Some(Work::Space(_)) if no_space => self.on_space_refused(now, id, result.expect_err("a refusal")),
+            Some(Work::Write(write)) if no_space => {
+                write.crowded = true;
+                // Another chunk that was done meanwhile may have sent the commit again: its own answer decides.
+                let committing = write.batches.front().is_some_and(|batch| batch.committing);
+                match result {
+                    Err(Status::NoSpace) if !committing => self.finish(now, id, Err(Status::NoSpace)),
+                    _ => self.retry_later(now, id),
+                }
+            }
+            _ => self.retry_later(now, id),
+        }
     }
 
     pub(super) fn on_map_settled(&mut self, now: Time, id: u64) {
@@ -406,7 +427,7 @@ impl Core {
 
     /// Gives back what the work of an ended job held.
     pub(super) fn abandon_work(&mut self, now: Time, id: u64, work: Work, result: Result<(), Status>) {
-        let (done, no_space) = (result.is_ok(), result == Err(Status::NoSpace));
+        let done = result.is_ok();
         let waiter = match work {
             Work::Write(write) => {
                 self.write_bytes -= write.bytes_charged;
@@ -444,14 +465,14 @@ impl Core {
         if let Some((ino, slot, waiter)) = waiter {
             tracing::debug!(%ino, slot, done, "fold ended");
             self.folds.on_ended(ino, slot);
-            self.internal.extend(waiter.map(|job| Internal::Folded { job, no_space }));
+            self.internal.extend(waiter.map(|job| Internal::Folded { job, result }));
         }
     }
 }
 
 impl WriteJob {
     fn new(ino: InodeId, kind: Kind, batches: VecDeque<Batch>) -> Self {
-        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, bytes_charged: 0, yielded: false }
+        WriteJob { ino, kind, batches, retry: Retry::Commit, retries: 0, offset: None, bytes_charged: 0, yielded: false, crowded: false }
     }
 }
 

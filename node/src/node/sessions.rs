@@ -91,7 +91,7 @@ impl Node {
         let asker = matches!(op, Op::Reserve { .. }).then_some(session);
         // Where that much would fit the reason is another one; and what would not fit then either is not worth asking for.
         let least = match op {
-            Op::Fold { .. } => return false,
+            Op::Fold { .. } => capacity::chunk_charge(limits::CHUNK_BYTES_MAX as u64),
             Op::Reserve { bytes } => *bytes,
             Op::Allocate { range, .. } if range.length > self.namespace.spare_for_new() + usage.reserved_bytes => return false,
             Op::Allocate { range, .. } => range.length + range.length / 8,
