@@ -256,7 +256,7 @@ pub const REPAIR_WALK_AGAIN: Duration = Duration::from_millis(500);
 pub const REPAIR_CYCLE: Duration = Duration::from_secs(30);
 /// Copies to be made that a node keeps in mind; the next walk finds the rest.
 pub const REPAIR_TASKS_MAX: usize = 1 << 16;
-/// Copies on their way to one node at once, and their bytes (one more chunk may begin below that).
+/// Copies on their way to one node at once, and what keeping them takes (one more chunk may begin below that).
 pub const REPAIR_PULLS_MAX: usize = 64;
 pub const REPAIR_PULL_BYTES_MAX: u64 = 8 << 20;
 /// A copy that has not arrived by then is asked for elsewhere.

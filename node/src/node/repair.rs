@@ -18,7 +18,7 @@ use dfs::wire::message::{Failure, RepairReport, Request};
 use super::joining::Stage;
 use super::{Node, Purpose, Sabotage};
 use crate::namespace::Command;
-use crate::repair::{Announcements, Budget, Here, Planner, Task};
+use crate::repair::{Announcements, Budget, Here, Planner, Task, room_needed};
 
 /// What a node knows about its part in repair.
 #[derive(Debug)]
@@ -101,9 +101,10 @@ impl Node {
         self.repair.pulls.len() < limits::REPAIR_PULLS_MAX && self.repair.pulled_bytes < limits::REPAIR_PULL_BYTES_MAX
     }
 
-    /// Bytes of chunks, with all that keeping them takes, for which there is room here beside the copies that are on their way.
+    /// Bytes of chunks, with all that keeping them takes, for which there is room here. Copies that are on their way still count as room: they
+    /// are this node's to make until they are here, and nobody else's.
     pub(super) fn room(&self) -> u64 {
-        self.config.memory.saturating_sub(self.taken().saturating_add(self.repair.pulled_bytes))
+        self.config.memory.saturating_sub(self.taken())
     }
 
     /// Whether a copy here is to stay although somebody said that it may go: he did not know what this node knows.
@@ -128,7 +129,11 @@ impl Node {
             let here = Here { id: self.id, room, crowded: &self.repair.crowded, contains: &contains };
             self.repair.planner.walk(now, &self.namespace, &here);
         }
-        while now >= self.repair.pull_after && self.may_pull() {
+        // Tasks that have become needless cost little, but there may be very many.
+        for _ in 0..limits::REPAIR_WALK_VISITS {
+            if now < self.repair.pull_after || !self.may_pull() {
+                break;
+            }
             let Some(task) = self.repair.planner.pop(now) else { break };
             self.pursue_task(task);
         }
@@ -154,9 +159,9 @@ impl Node {
         if sources.is_empty() || held.holders.contains(&self.id) {
             return;
         }
-        let charge = chunk_charge(u64::from(length));
-        if charge > self.room() {
-            return self.repair.planner.walk_again(self.now);
+        // What does not fit beside the copies on their way the next walk finds again, or leaves to another node.
+        if room_needed(self.namespace.map(), self.id, &held) > self.room().saturating_sub(self.repair.pulled_bytes) {
+            return;
         }
         if !self.repair.budget.admit(self.now, u64::from(length)) {
             self.repair.pull_after = self.now + self.repair.budget.patience();
@@ -166,7 +171,7 @@ impl Node {
         let request = Request::Get { hash, range: ByteRange { offset: 0, length: u64::from(length) } };
         if self.ask(source, request, Purpose::Pull { hash }, limits::REPAIR_PULL_TIMEOUT) {
             self.repair.pulls.insert(hash, Pull { instance, length, source });
-            self.repair.pulled_bytes += charge;
+            self.repair.pulled_bytes += chunk_charge(u64::from(length));
             if self.sabotaged(Sabotage::CopyAnnouncedEarly) {
                 self.repair.announcements.add(self.now, (hash, instance));
             }

@@ -13,4 +13,4 @@ mod tests;
 
 pub use announcements::Announcements;
 pub use budget::Budget;
-pub use planner::{Here, Planner, Survey, Task};
+pub use planner::{Here, Planner, Survey, Task, room_needed};

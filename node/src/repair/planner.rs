@@ -62,7 +62,7 @@ pub struct Planner {
 /// The node for which is planned.
 pub struct Here<'a> {
     pub id: NodeId,
-    /// Bytes of chunks, with all that keeping them takes, that it has room for.
+    /// Bytes of chunks, with all that keeping them takes, that it has room for; copies on their way are not there yet.
     pub room: u64,
     /// The same of those others that have room for little.
     pub crowded: &'a BTreeMap<NodeId, u64>,
@@ -187,6 +187,13 @@ impl Planner {
     }
 }
 
+/// Room that a node must have to make a copy: where enough exist its margin stays free.
+pub fn room_needed(map: &ClusterMap, node: NodeId, held: &Held) -> u64 {
+    let memory = map.member(node).map_or(0, |member| member.memory);
+    let is_weak = replicas(map, held.holders) < map.receipts_needed();
+    chunk_charge(u64::from(held.length)) + if is_weak { 0 } else { memory / REPAIR_MARGIN_SHARE }
+}
+
 /// Counts what is wrong with one chunk, and tells whether this node is to make a copy.
 fn judge(map: &ClusterMap, order: &[NodeId], held: &Held, here: &Here, survey: &mut Survey) -> Option<(Urgency, Task)> {
     let needed = map.receipts_needed();
@@ -206,16 +213,13 @@ fn judge(map: &ClusterMap, order: &[NodeId], held: &Held, here: &Here, survey: &
         if (here.contains)(&held.hash) {
             return Some((urgency, task));
         }
-        let able = |node: &&NodeId| !held.holders.contains(node) && here.has_room(**node, chunk_charge(length));
+        let able = |node: &&NodeId| !held.holders.contains(node) && here.has_room(**node, room_needed(map, **node, held));
         let called = order.iter().filter(able).take(needed - present).any(|&node| node == here.id);
         return (called && readable > 0).then_some((urgency, task));
     }
     let mut owners = order.iter().take(map.replicas as usize);
     let surplus = held.holders.iter().filter(|&&holder| map.is_living(holder)).count() > needed;
-    let fits = |owner: NodeId| {
-        let memory = map.member(owner).map_or(0, |member| member.memory);
-        here.has_room(owner, chunk_charge(length) + memory / REPAIR_MARGIN_SHARE)
-    };
+    let fits = |owner: NodeId| here.has_room(owner, room_needed(map, owner, held));
     let away = owners.clone().any(|&owner| !held.holders.contains(&owner) && fits(owner));
     if away || surplus {
         survey.misplaced += 1;
