@@ -30,7 +30,7 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Starts `count` nodes that lend `memory` together, and waits until all are ready. A signal gives up.
+    /// Starts `count` nodes that use `memory` together, and waits until all are ready. A signal gives up.
     pub fn start(count: usize, memory: u64, signals: &Receiver<Signal>) -> Result<Self, String> {
         assert!((1..=limits::EMBEDDED_NODES_MAX).contains(&count), "the command line bounds the number of nodes");
         let share = memory / count as u64;

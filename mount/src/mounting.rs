@@ -3,6 +3,7 @@
 //! Done here and not by fuser, whose 0.18.0 unmounts by path even after somebody else has unmounted, and so may hit a later mount at the same
 //! place: a [`Mount`] remembers the device number of its own superblock and touches nothing else. Once mounted, nothing here may look
 //! at the mount point itself: that would ask this very process.
+#![allow(clippy::disallowed_methods)] // A driver: waits by the clock.
 
 use std::ffi::{CString, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +16,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::args::MountOptions;
 use crate::leftover::{self, Found};
@@ -23,6 +26,9 @@ const DEVICE: &str = "/dev/fuse";
 const HELPER: &str = "fusermount3";
 /// Readahead of the mount in KiB; the kernel's default of 128 makes small reads of mapped files.
 const READ_AHEAD_KIB: u32 = 1024;
+/// Mounting takes others some milliseconds.
+const TURN_PATIENCE: Duration = Duration::from_secs(2);
+const TURN_RETRY: Duration = Duration::from_millis(5);
 /// Dead mounts on top of one another that are cleared at most.
 const LEFTOVERS_MAX: usize = 16;
 
@@ -115,30 +121,41 @@ pub fn check_device() -> Result<(), String> {
 
 /// Mounts on a path that was checked; answers the connection to the kernel. The mount waits in the kernel until it is served.
 pub fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount), String> {
-    // Which new mount is ours can be told only if no other process mounts here meanwhile; and whoever did since the check was first.
-    let _turn = Turn::take(point)?;
-    let before = mounts()?;
-    if before.iter().any(|mount| mount.point == point) {
-        return Err(taken(point));
-    }
-    let before: Vec<String> = before.into_iter().map(|mount| mount.device).collect();
+    // Which new mount is ours can be told only if no other process mounts here meanwhile; and whoever did since the check was first. Looked at
+    // before the directory is opened, too: that would ask who serves it.
+    devices_with_free(point)?;
+    let _turn = Turn::take(point);
+    let before = devices_with_free(point)?;
     let connection = if is_root() { mount_directly(point, options)? } else { mount_by_helper(point, options)? };
     let mine = mounts()?.into_iter().rev().find(|mount| mount.point == point && !before.contains(&mount.device));
     let Some(mine) = mine else { return Err(format!("{}: mounted, but it does not show in /proc/self/mountinfo", point.display())) };
     Ok((connection, Mount { point: point.to_path_buf(), device: mine.device }))
 }
 
+/// The device numbers of all mounts; an error if one of them is at that point.
+fn devices_with_free(point: &Path) -> Result<Vec<String>, String> {
+    let mounts = mounts()?;
+    if mounts.iter().any(|mount| mount.point == point) {
+        return Err(taken(point));
+    }
+    Ok(mounts.into_iter().map(|mount| mount.device).collect())
+}
+
 /// The only process of ours that mounts at a point just now: a lock of the directory below.
 struct Turn(Option<File>);
 
 impl Turn {
-    fn take(point: &Path) -> Result<Self, String> {
-        // Who may not read the directory mounts without a turn.
-        let Ok(directory) = File::open(point) else { return Ok(Turn(None)) };
-        match flock(&directory, libc::LOCK_EX | libc::LOCK_NB) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(taken(point)),
-            _ => Ok(Turn(Some(directory))),
+    /// Who may not read the directory mounts without a turn, and so does who waits in vain: others may lock it for other reasons.
+    fn take(point: &Path) -> Self {
+        let Ok(directory) = File::open(point) else { return Turn(None) };
+        let until = Instant::now() + TURN_PATIENCE;
+        while let Err(error) = flock(&directory, libc::LOCK_EX | libc::LOCK_NB) {
+            if error.kind() != io::ErrorKind::WouldBlock || Instant::now() > until {
+                return Turn(None);
+            }
+            thread::sleep(TURN_RETRY);
         }
+        Turn(Some(directory))
     }
 }
 
