@@ -175,10 +175,10 @@ fn p7_a_full_cluster_says_so_and_deleting_makes_room() {
 fn p7_deleted_space_comes_back() {
     let cluster = Cluster::start_with(3, Options { memory: "64MiB", ..Options::default() });
     let mount = Mount::new(&cluster);
-    // Three times the cluster's memory passes through it, a file of a fifth of its capacity at a time.
+    // More than twice the cluster's memory passes through it, a file of a quarter of its capacity at a time.
     for round in 0..40u64 {
         let path = mount.path().join("churn");
-        fs::write(&path, random_bytes(round, 15 << 20)).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        fs::write(&path, random_bytes(round, 13 << 20)).unwrap_or_else(|error| panic!("round {round}: {error}"));
         fs::remove_file(&path).unwrap();
     }
 }

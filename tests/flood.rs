@@ -1,4 +1,4 @@
-//! Clients that ask without end and read no answer: others go on, and the nodes' memory stays within what they lend.
+//! Clients that ask without end and read no answer: others go on, and the nodes' memory stays within what they may use.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -22,7 +22,7 @@ use dfs::wire::message::{Body, Request, Response};
 use dfs::wire::namespace::{NewKind, Op, Patch, Query, Replied, Source, WriteAt};
 
 const MIB: usize = 1 << 20;
-/// What each node lends, and what it may have resident.
+/// What each node may use, and what it may have resident.
 const MEMORY: u64 = 256 << 20;
 const RESIDENT_MAX: u64 = MEMORY + MEMORY / 10;
 /// How long the flood lasts: longer than it takes to drop somebody who reads nothing.

@@ -21,9 +21,11 @@ use crate::node::{Node, NodeConfig, NodeOutput};
 const WAIT_MAX: Duration = Duration::from_millis(100);
 /// Resident memory is read this often at most.
 const RESIDENT_INTERVAL: Duration = Duration::from_millis(10);
-/// While there is more of it than there should be, freed memory is given back this often, and whenever it grew by this part since.
+/// While there is more of it than there should be, freed memory is given back this often, and whenever it grew by this part since, which is at
+/// least so much.
 const GIVE_BACK_INTERVAL: Duration = Duration::from_millis(100);
 const GIVE_BACK_SHARE: u64 = 32;
+const GIVE_BACK_BYTES_MIN: u64 = 4 << 20;
 
 const RUN: u8 = 0;
 const LEAVE: u8 = 1;
@@ -116,7 +118,7 @@ struct Freed {
 
 impl Freed {
     fn look(&mut self, now: Time, resident: u64) {
-        if resident > self.memory && (now >= self.next || resident > self.left + self.memory / GIVE_BACK_SHARE) {
+        if resident > self.memory && (now >= self.next || resident > self.left + (self.memory / GIVE_BACK_SHARE).max(GIVE_BACK_BYTES_MIN)) {
             (self.give_back)();
             (self.left, self.next) = (resident_bytes(), now + GIVE_BACK_INTERVAL);
         }

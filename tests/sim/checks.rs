@@ -158,8 +158,8 @@ pub fn copies_elsewhere(world: &World, without: Pid) -> Option<String> {
     newest.namespace().chunk_places().find_map(|place| {
         let kept = |holder: &&NodeId| others.get(holder).is_some_and(|node| node.chunks().contains(&place.hash));
         let kept: Vec<NodeId> = place.holders.iter().filter(kept).copied().collect();
-        (leaving.chunks().contains(&place.hash) && kept.len() < needed)
-            .then(|| format!("{:?} is on {kept:?} of {:?}, {needed} needed", place.hash, place.holders))
+        let its_own = leaving.chunks().contains(&place.hash) || place.holders.contains(&leaving.id());
+        (its_own && kept.len() < needed).then(|| format!("{:?} is on {kept:?} of {:?}, {needed} needed", place.hash, place.holders))
     })
 }
 
