@@ -694,6 +694,25 @@ fn many_small_writes_are_folded_and_too_many_fold_first() {
 }
 
 #[test]
+fn a_write_whose_fold_finds_no_room_is_out_of_space_unless_there_may_be_some_soon() {
+    let mut world = World::new();
+    world.write(WriteAt::Offset(0), noise(1 << 20, 1)).unwrap();
+    for n in 0..20 {
+        world.write(WriteAt::Offset(n * 8192 + 50), &b"small"[..]).unwrap();
+    }
+    let write = |world: &mut World, refusals: &[Status]| {
+        world.refuse = refusals.iter().rev().copied().collect();
+        let result = world.write(WriteAt::Offset(3), &b"busy"[..]).map(|_| ());
+        assert_eq!(world.refuse, []);
+        result
+    };
+    assert_eq!(write(&mut world, &[Status::Busy, Status::NoSpace]), Err(Status::NoSpace));
+    assert_eq!(write(&mut world, &[Status::Busy, Status::Reclaiming]), Ok(()));
+    let for_ever = [Status::Busy, Status::Reclaiming].repeat(super::write::RETRIES_MAX as usize);
+    assert_eq!(write(&mut world, &[&for_ever[..], &[Status::Busy]].concat()), Err(Status::NoSpace));
+}
+
+#[test]
 fn the_upload_mark_rises_soon_after_a_write_ends() {
     let mut world = World::new();
     world.write(WriteAt::Offset(0), noise(3 << 20, 1)).unwrap();
