@@ -10,8 +10,9 @@ use sim::plan::Plan;
 use sim::recovery;
 use sim::run::{Report, Run, caught, run_client_seed, run_seed};
 use sim::scripts::{
-    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, a_register_is_shared, as_many_copies_as_asked_for, copies_lie_apart,
-    every_node_is_replaced_while_a_client_sleeps, the_leader_is_cut_off_for_a_moment, upload_races_deletion,
+    a_growing_file_is_watched, a_name_that_comes_and_goes_is_watched, a_register_is_shared, a_voter_sleeps_past_the_log,
+    as_many_copies_as_asked_for, copies_lie_apart, every_node_is_replaced_while_a_client_sleeps, the_leader_is_cut_off_for_a_moment,
+    upload_races_deletion,
 };
 use sim::workload::Stats;
 use sim::world::{Death, SECOND};
@@ -111,6 +112,13 @@ fn a_deduplicated_upload_races_the_deletion_of_the_last_reference() {
 fn a_leader_that_was_cut_off_for_a_moment_is_not_declared_dead() {
     for seed in 0..10 {
         caught(|| the_leader_is_cut_off_for_a_moment(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
+
+#[test]
+fn a_voter_that_slept_past_the_log_fetches_the_namespace_and_is_back() {
+    for seed in 0..3 {
+        caught(|| a_voter_sleeps_past_the_log(Plan::draw(seed))).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
     }
 }
 

@@ -203,6 +203,8 @@ pub struct Node {
     repair: repair::Repair,
     /// When a leader of the present term was last heard.
     leader_heard: Time,
+    /// When the leader last said that it counts this node among the living.
+    pinged: Time,
     /// When this node last led.
     led: Time,
     /// The leader last followed.
@@ -254,6 +256,7 @@ impl Node {
             storage: storage::Reports::default(),
             repair,
             leader_heard: now,
+            pinged: now,
             led: now,
             followed: None,
             resident: 0,

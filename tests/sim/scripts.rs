@@ -6,6 +6,7 @@ use dfs::client::{Call, Reply, Sabotage};
 use dfs::limits;
 use dfs::types::{ByteRange, InodeId, ROOT};
 use dfs::wire::namespace::{NewKind, Op, Query, Replied, WriteAt};
+use dfs::xattr::{XattrCondition, XattrName};
 
 use super::checks::{is_whole, unrest};
 use super::linear::{self, Finding, Operation, Register, RegisterCall};
@@ -74,6 +75,36 @@ pub fn every_node_is_replaced_while_a_client_sleeps(plan: Plan) {
         assert!(run.world.now < until, "it does not find the cluster again");
         run.run_for(SECOND);
     }
+}
+
+/// A voter sleeps until it is declared dead and the log has forgotten what it missed, and the namespace takes more slices than may be on
+/// their way at once. It comes back as itself.
+pub fn a_voter_sleeps_past_the_log(plan: Plan) {
+    let mut run = Run::new(Plan { nodes: vec![256 << 20; 3], zones: vec![""; 3], ..plan.calm() }, None);
+    run.form();
+    let client = run.start_client(0);
+    // Attributes are the largest records that are made by one call.
+    let set = |run: &mut Run, ino: InodeId, round: usize| {
+        let value = Bytes::from(vec![round as u8; limits::XATTR_VALUE_BYTES_MAX]);
+        let (name, condition) = (XattrName::new(b"user.large").expect("a good name"), XattrCondition::default());
+        run.call(client, Call::Op(Op::SetXattr { ino, name, value, condition, drop_setgid: false })).expect("an attribute");
+    };
+    let files = (limits::SNAPSHOT_WINDOW as usize + 4) * limits::SNAPSHOT_SLICE_BYTES / limits::XATTR_VALUE_BYTES_MAX;
+    let inos: Vec<InodeId> = (0..files).map(|number| file(&mut run, client, &format!("file{number}"))).collect();
+    inos.iter().for_each(|&ino| set(&mut run, ino, 0));
+    let (sleeper, _) = run.world.nodes().find(|(_, node)| node.leads().is_none()).expect("somebody follows");
+    let host = run.world.processes[&sleeper].host;
+    let ways: Vec<_> = (0..3).filter(|&other| other != host).flat_map(|other| [(host, other), (other, host)]).collect();
+    run.world.pause(sleeper);
+    ways.iter().for_each(|&(from, to)| run.world.block(from, to));
+    (0..2 * limits::RAFT_LOG_BYTES_MIN / limits::XATTR_VALUE_BYTES_MAX).for_each(|round| set(&mut run, inos[round % files], round));
+    run.run_until(60 * SECOND, "noticing its silence", |run| run.checks.dead.is_empty().then(|| "nobody is dead".into()));
+    run.run_for(SECOND);
+    // Nobody keeps for ever what a process does not read.
+    ways.iter().for_each(|&(from, to)| run.world.lose_held_up(from, to));
+    ways.iter().for_each(|&(from, to)| run.world.unblock(from, to));
+    run.world.resume(sleeper);
+    run.run_until(60 * SECOND, "taking it in again", |run| (!is_whole(&run.world, 3)).then(|| format!("{sleeper} is not back")));
 }
 
 /// A client that has uploaded some bytes before writes them again, without sending them, while their last reference goes away

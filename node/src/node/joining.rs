@@ -122,7 +122,7 @@ impl Node {
         }
         self.joining.ask_at = self.now + limits::JOIN_RETRY;
         self.pursue_forming();
-        let silent = self.now.since(self.leader_heard);
+        let (silent, unpinged) = (self.now.since(self.leader_heard), self.now.since(self.pinged));
         match self.stage {
             Stage::Joining => self.ask_to_join(),
             // It goes on as a voter while it asks: the others may need its vote to take it in again.
@@ -132,7 +132,7 @@ impl Node {
                 self.ask_to_join()
             }
             Stage::CatchingUp { .. } if silent > limits::ELECTION_TIMEOUT && self.leading.is_none() => self.ask_to_join(),
-            Stage::Serving if silent > limits::NODE_DEAD_AFTER && self.leading.is_none() => self.ask_for_map(),
+            Stage::CatchingUp { .. } | Stage::Serving if unpinged > limits::NODE_DEAD_AFTER && self.leading.is_none() => self.ask_for_map(),
             _ => {}
         }
     }
@@ -163,7 +163,7 @@ impl Node {
         self.adopt_map(map);
         let random = self.random.fork();
         self.group = Some(Group::new(self.id, raft::Start::Joiner, random, self.now, raft::Settings::lending(self.config.memory)));
-        self.leader_heard = self.now;
+        (self.leader_heard, self.pinged) = (self.now, self.now);
         self.stage = Stage::CatchingUp { since: self.now };
     }
 
@@ -193,7 +193,8 @@ impl Node {
         }
     }
 
-    /// Nobody leads this node any more: perhaps it was declared dead and replaced without hearing of it.
+    /// No leader counts on this node any more: perhaps it was declared dead, or replaced, without hearing of it. That its vote still counts does
+    /// not tell; and the log, which would, may have gone on too far.
     fn ask_for_map(&mut self) {
         let others: Vec<NodeId> = self.map.members.iter().map(|member| member.id).filter(|&node| node != self.id).collect();
         for node in others {

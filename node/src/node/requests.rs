@@ -129,7 +129,7 @@ impl Node {
             Request::Join { member } => self.on_join(asker, node, member),
             Request::Ping { term, epoch, sent, crowded } => {
                 if self.group.as_ref().is_some_and(|group| term >= group.term()) {
-                    self.leader_heard = now;
+                    (self.leader_heard, self.pinged) = (now, now);
                 }
                 self.repair.crowded = crowded.into_iter().collect();
                 if epoch > self.map.epoch {
