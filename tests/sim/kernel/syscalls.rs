@@ -113,8 +113,8 @@ impl Kernel {
             Op::SetAttributes { ino, set } => self.setattr(ino, set).await,
             Op::Rename { from_parent, from_name, to_parent, to_name, mode } => {
                 assert_eq!(from_parent, to_parent, "the workload renames within a directory");
-                missing(self.lookup(from_parent, from_name.as_bytes()).await)?;
                 let _lock = self.lock(Lockable::Inode(from_parent), Mode::Exclusive).await;
+                missing(self.lookup_locked(from_parent, from_name.as_bytes()).await)?;
                 let (from, to) = (from_name.as_bytes().to_vec(), to_name.as_bytes().to_vec());
                 let request = Request::Rename { from_parent, from_name: from.clone(), to_parent, to_name: to.clone(), mode };
                 let reply = self.ask(user(0), request).await.0.0;
@@ -132,8 +132,26 @@ impl Kernel {
 
     /// A name to its inode: from a valid dentry, by revalidating one that ran out, or by looking up under the directory's lock.
     async fn lookup(&self, parent: InodeId, name: &[u8]) -> Result<Option<InodeId>, Status> {
+        if let Some(known) = self.known(parent, name).await {
+            return Ok(known);
+        }
+        let _lock = self.lock(Lockable::Inode(parent), Mode::Shared).await;
+        self.ask_for_name(parent, name).await
+    }
+
+    /// The same for who has the directory's lock because he is about to change a name in it: Linux looks the name up only then (lock_rename,
+    /// do_unlinkat), and so waits for changes that are under way.
+    async fn lookup_locked(&self, parent: InodeId, name: &[u8]) -> Result<Option<InodeId>, Status> {
+        match self.known(parent, name).await {
+            Some(known) => Ok(known),
+            None => self.ask_for_name(parent, name).await,
+        }
+    }
+
+    /// What a dentry says, if it is valid or is found to be when it is asked about.
+    async fn known(&self, parent: InodeId, name: &[u8]) -> Option<Option<InodeId>> {
         if let Some(ino) = self.state(|state| state.dentry(parent, name).map(|dentry| dentry.ino)) {
-            return Ok(ino);
+            return Some(ino);
         }
         let known = self.state(|state| {
             let dentry = state.dentries.get(&(parent, name.to_vec())).cloned();
@@ -155,13 +173,17 @@ impl Kernel {
                 });
                 self.take_attributes(attributes, at + found.lifetime, asked).await;
                 if current.is_some() {
-                    return Ok(Some(attributes.ino));
+                    return Some(Some(attributes.ino));
                 }
             } else {
                 self.state(|state| state.drop_dentry(parent, name));
             }
         }
-        let _lock = self.lock(Lockable::Inode(parent), Mode::Shared).await;
+        None
+    }
+
+    /// The directory's lock is held.
+    async fn ask_for_name(&self, parent: InodeId, name: &[u8]) -> Result<Option<InodeId>, Status> {
         if let Some(ino) = self.state(|state| state.dentry(parent, name).map(|dentry| dentry.ino)) {
             return Ok(ino);
         }
@@ -294,8 +316,8 @@ impl Kernel {
     }
 
     async fn unlink(&self, parent: InodeId, name: &Name) -> Result<Reply, Status> {
-        let ino = missing(self.lookup(parent, name.as_bytes()).await)?;
         let _lock = self.lock(Lockable::Inode(parent), Mode::Exclusive).await;
+        let ino = missing(self.lookup_locked(parent, name.as_bytes()).await)?;
         let reply = self.ask(user(0), Request::Unlink { parent, name: name.as_bytes().to_vec() }).await.0.0;
         self.state(|state| {
             state.drop_dentry(parent, name.as_bytes());
